@@ -1,0 +1,70 @@
+"""Sign analysis: which tensors are provably >= 0.
+
+Where the input of a layer cannot be negative, its rule needs no negative half: half the work of a z+ descent.
+"Provably" means for every input of the network; anything not listed here may be negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fgcam_onnx.graph.layer import Layer
+
+__all__ = ["nonnegative_tensors"]
+
+# Never negative, whatever comes in.
+RANGE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Abs", "Softmax", "Sqrt", "ReduceL1", "ReduceL2"}
+RANGE |= {"ReduceSumSquare", "ThresholdedRelu"}
+# Not negative if no operand is.
+KEEPS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum"}
+KEEPS |= {"ReduceMax", "ReduceMin", "Identity", "Dropout", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze"}
+KEEPS |= {"Unsqueeze", "Concat", "Split", "Slice", "Gather", "GatherND", "Expand", "Tile", "Add", "Sum", "Mul", "Div"}
+KEEPS |= {"SpaceToDepth", "DepthToSpace", "LRN", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "HardSwish", "Swish"}
+KEEPS |= {"Gelu", "Mish", "Tanh", "Erf", "Min"}
+
+
+def nonnegative_tensors(layers: tuple[Layer, ...]) -> set[str]:
+    """Names of the tensors that are >= 0 for every input."""
+    found: set[str] = set()
+    for layer in layers:
+        if _is_nonnegative(layer, found):
+            found.update(name for name in layer.outputs if name)
+    return found
+
+
+def _is_nonnegative(layer: Layer, found: set[str]) -> bool:
+    def known(position: int) -> bool:
+        value = layer.constant(position)
+        return bool(np.all(value >= 0)) if value is not None else layer.inputs[position] in found
+
+    data = [i for i, name in enumerate(layer.inputs) if name]
+    if layer.op in RANGE:
+        # A negative slope or offset would break HardSigmoid's range only through its outer clip at 0: it does not.
+        return True
+    if layer.op == "Clip":
+        return _lower_bound(layer) >= 0 or known(0)
+    if layer.op == "Max":
+        return any(known(i) for i in data)
+    if layer.op == "Pad":
+        fill = layer.attributes.get("value", 0.0) if layer.version < 11 else layer.constant(2)
+        unknown = layer.version >= 11 and layer.given(2) and fill is None
+        return known(0) and not unknown and bool(np.all(np.asarray(0.0 if fill is None else fill) >= 0))
+    if layer.op in ("Reshape", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherND", "Expand", "Tile", "Dropout",
+                    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Split"):  # fmt: skip
+        return known(0)  # the other operands are shapes, axes, indices
+    if layer.op == "Resize":
+        return known(0) and layer.attributes.get("mode", "nearest") != "cubic"
+    if layer.op == "Pow":
+        exponent = layer.constant(1)
+        return known(0) or (exponent is not None and bool(np.all(exponent % 2 == 0)))
+    return layer.op in KEEPS and all(known(i) for i in data)
+
+
+def _lower_bound(layer: Layer) -> float:
+    """Clip's min, -inf if there is none."""
+    if layer.version < 11:
+        return float(layer.attributes.get("min", -np.inf))
+    value: Mapping[int, np.ndarray] = layer.constants
+    return float(value[1]) if 1 in value else -np.inf

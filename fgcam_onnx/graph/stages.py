@@ -1,0 +1,138 @@
+"""Stages: the tensors where a map can be asked for by default, and L, where the base CAM works (methods 2.2).
+
+A *cut* is a tensor that every way from the image to the logits passes. L is the last spatial cut with a layer of
+learned weights behind it, taken before any average pooling of the head. The other stages are, for each spatial size,
+the last cut before the network gets smaller; where a pooling layer does that, its output (the paper's choice).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fgcam_onnx.errors import ModelError
+from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape
+
+__all__ = ["Stage", "find_stages"]
+
+LEARNED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+POOLS = {"MaxPool", "AveragePool", "LpPool"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A tensor that ``layer=`` accepts. ``scale``: its height relative to the image's, nan if unknown.
+
+    ``default`` marks L.
+    """
+
+    name: str
+    node: str
+    shape: Shape
+    scale: float
+    default: bool = False
+
+
+def find_stages(graph: LayerGraph) -> tuple[Stage, ...]:
+    """Stages from the image to L.
+
+    Raises:
+        ModelError: there is no spatial tensor with learned weights behind it: not a CNN classifier.
+    """
+    cuts = _spatial_cuts(graph)
+    last = _find_l(graph, cuts)
+    cuts = cuts[: cuts.index(last) + 1]
+    chosen = [graph.image]
+    for name, following in zip(cuts, cuts[1:], strict=False):
+        if _area(graph, following) == _area(graph, name):
+            continue
+        producer = graph.producer(following)
+        pooled = producer is not None and producer.op in POOLS
+        chosen.append(following if pooled else name)
+    chosen.append(last)
+    return tuple(_stage(graph, name, name == last) for name in dict.fromkeys(chosen))
+
+
+def _stage(graph: LayerGraph, name: str, default: bool) -> Stage:
+    tensor, image = graph.tensor(name), graph.tensor(graph.image)
+    producer = graph.producer(name)
+    own, whole = (t.spatial[0] if t.spatial else None for t in (tensor, image))
+    scale = own / whole if isinstance(own, int) and isinstance(whole, int) else float("nan")
+    return Stage(name, producer.name if producer else name, tensor.shape or (), scale, default)
+
+
+def _area(graph: LayerGraph, name: str) -> tuple[int | str | None, ...]:
+    return graph.tensor(name).spatial
+
+
+def _is_spatial(graph: LayerGraph, name: str) -> bool:
+    sizes = graph.tensor(name).spatial
+    return bool(sizes) and any(size != 1 for size in sizes)
+
+
+def _spatial_cuts(graph: LayerGraph) -> list[str]:
+    """Spatial tensors that every path from the image to the logits passes, in order.
+
+    One sweep: after each layer, the tensors "alive" are those computed from the image that something later still
+    reads. When a single one is alive, it is a cut.
+    """
+    on_path = graph.ancestors(graph.logits) & graph.descendants(graph.image)
+    layers = [layer for layer in graph.layers if any(o in on_path for o in layer.outputs)]
+    last_read: dict[str, int] = {graph.logits: len(layers)}
+    for position, layer in enumerate(layers):
+        for i in layer.operands:
+            if layer.inputs[i] in on_path:
+                last_read[layer.inputs[i]] = max(position, last_read.get(layer.inputs[i], -1))
+    cuts: list[str] = []
+    alive = {graph.image}
+    for position, layer in enumerate([None, *layers]):  # position of the *next* layer
+        if layer is not None:
+            alive |= {o for o in layer.outputs if o in on_path}
+            alive = {name for name in alive if last_read.get(name, -1) >= position}
+        if len(alive) == 1 and (name := next(iter(alive))) not in cuts and _is_spatial(graph, name):
+            cuts.append(name)
+    return cuts
+
+
+def _find_l(graph: LayerGraph, cuts: list[str]) -> str:
+    convolutions = [layer for layer in graph.layers if layer.op in ("Conv", "ConvTranspose")]
+    if not convolutions:
+        ops = sorted({layer.op for layer in graph.layers})
+        raise ModelError(
+            "the model has no convolution: there is no spatial evidence to map",
+            known=f"its operators are {', '.join(ops[:12])}{' ...' if len(ops) > 12 else ''}",
+            next="fgcam_onnx explains convolutional networks; give the model of one",
+        )
+    for name in reversed(cuts):
+        behind = graph.descendants(name) & graph.ancestors(graph.logits)
+        if name != graph.image and any(_learned(layer, behind - {name}) for layer in graph.layers):
+            return _before_pooling(graph, name)
+    raise ModelError(
+        "no layer to start from: no spatial tensor has a layer of learned weights between it and the logits",
+        at=f"logits {graph.logits!r}",
+        known="the class scores come out of the last convolution alone, or a tensor's shape is unknown",
+        next="name the tensor yourself: explain(x, start='tensor name'); fgcam inspect lists them",
+    )
+
+
+def _learned(layer: Layer, tensors: set[str]) -> bool:
+    return layer.op in LEARNED and layer.output in tensors and 1 in layer.constants
+
+
+def _before_pooling(graph: LayerGraph, name: str) -> str:
+    while (producer := graph.producer(name)) is not None:
+        if producer.op != "AveragePool" or not _only_pooling_between(graph, producer):
+            break
+        name = producer.inputs[0]
+    return name
+
+
+def _only_pooling_between(graph: LayerGraph, pool: Layer) -> bool:
+    """Is ``pool`` part of the head, that is, does no convolution with a kernel read beyond it?"""
+    behind = graph.descendants(pool.output)
+    return not any(
+        layer.op in ("Conv", "ConvTranspose")
+        and layer.output in behind
+        and (weight := layer.constant(1)) is not None
+        and max(weight.shape[2:]) > 1
+        for layer in graph.layers
+    )

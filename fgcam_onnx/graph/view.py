@@ -1,0 +1,189 @@
+"""ModelProto -> LayerGraph: the view that the rules see.
+
+    nodes -> layers with complete attributes -> shapes -> folding passes -> logits -> signs, layouts, gates
+
+Nothing here changes what runs: the forward pass is the user's own graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import defs, helper, numpy_helper, shape_inference
+
+from fgcam_onnx.errors import ModelError, nearest
+from fgcam_onnx.graph.gates import find_gates
+from fgcam_onnx.graph.image import image_tensors
+from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape, Tensor
+from fgcam_onnx.graph.layout import find_layouts
+from fgcam_onnx.graph.load import ONNX_DOMAINS, LoadedModel
+from fgcam_onnx.graph.passes.base import PassResult
+from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
+from fgcam_onnx.graph.passes.fold_constants import fold_constants
+from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
+from fgcam_onnx.graph.passes.fold_pad import fold_pad
+from fgcam_onnx.graph.signs import nonnegative_tensors
+
+__all__ = ["build_view"]
+
+PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (fold_pad, fold_matmul_add, fold_batch_norm)
+SQUASHES = ("Softmax", "LogSoftmax", "Sigmoid")
+# What may stand between the last Softmax and the output without changing a value.
+WRAPPERS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout")
+
+
+def build_view(model: LoadedModel, output: str | None = None, *, fold_norms: bool = True) -> LayerGraph:
+    """The canonical layers of ``model``.
+
+    ``output``: the graph output (or any tensor) to explain, None for the only or first one. ``fold_norms``: False
+    keeps BatchNormalization layers apart, where the identity rule takes them (methods 2.6, ``batchnorm=identity``).
+
+    Raises:
+        ModelError: no usable input, or an output that does not exist.
+    """
+    proto = model.proto
+    graph = proto.graph
+    values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name not in model.weights}
+    values.update(model.weights)
+    inputs = tuple(value.name for value in graph.input if value.name not in values)
+    outputs = tuple(value.name for value in graph.output)
+    layers, protos = _layers(proto)
+    opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), 1)
+    view = LayerGraph(layers, _tensors(model, values), inputs, outputs, image="", logits="")
+
+    result = fold_constants(view, values, protos, opset)
+    view, refused = result.graph, list(result.refused)
+    for fold in PASSES if fold_norms else PASSES[:-1]:
+        result = fold(view)
+        view = result.graph
+        refused += result.refused
+    view = _find_ends(view, output)
+    return _analyse(replace(view, refusals=tuple(refused)))
+
+
+def _layers(proto: onnx.ModelProto) -> tuple[tuple[Layer, ...], dict[str, onnx.NodeProto]]:
+    opsets = {("" if o.domain in ONNX_DOMAINS else o.domain): o.version for o in proto.opset_import}
+    layers: list[Layer] = []
+    protos: dict[str, onnx.NodeProto] = {}
+    for position, node in enumerate(proto.graph.node):
+        domain = "" if node.domain in ONNX_DOMAINS else node.domain
+        name = node.name or f"{node.op_type}_{position}"
+        if name in protos:
+            name = f"{name}_{position}"
+        protos[name] = node
+        version, attributes = _attributes(node, domain, opsets.get(domain, 1))
+        op = f"{domain}::{node.op_type}" if domain else node.op_type
+        layers.append(
+            Layer(name, op, version, tuple(node.input), tuple(node.output), attributes, nodes=(node.name or name,))
+        )
+    return tuple(layers), protos
+
+
+def _attributes(node: onnx.NodeProto, domain: str, opset: int) -> tuple[int, dict[str, Any]]:
+    """Since-version and attributes with the schema's defaults filled in."""
+    attributes: dict[str, Any] = {}
+    version = opset
+    try:
+        schema = defs.get_schema(node.op_type, opset, domain)
+    except defs.SchemaError:
+        schema = None
+    if schema is not None:
+        version = schema.since_version
+        for name, attribute in schema.attributes.items():
+            if attribute.default_value.type:
+                attributes[name] = helper.get_attribute_value(attribute.default_value)
+    attributes.update({a.name: helper.get_attribute_value(a) for a in node.attribute})
+    return version, {k: v.decode() if isinstance(v, bytes) else v for k, v in attributes.items()}
+
+
+def _tensors(model: LoadedModel, values: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
+    """Shapes and types by onnx's own inference, on the light graph with its weights as typed inputs."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model.proto)
+    del probe.graph.initializer[:]
+    known = {value.name for value in probe.graph.input}
+    for tensor in model.proto.graph.initializer:
+        if tensor.name not in model.weights:
+            probe.graph.initializer.append(tensor)
+        elif tensor.name not in known:
+            probe.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    try:
+        probe = shape_inference.infer_shapes(probe, data_prop=True)
+    except Exception:  # inference is a convenience: what it cannot do stays unknown
+        pass
+    found: dict[str, Tensor] = {}
+    for value in (*probe.graph.input, *probe.graph.value_info, *probe.graph.output):
+        if value.name in values or not value.type.HasField("tensor_type"):
+            continue
+        kind = value.type.tensor_type
+        shape: Shape | None = None
+        if kind.HasField("shape"):
+            shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim)
+        try:
+            dtype = str(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+        except (KeyError, ValueError):
+            dtype = "unknown"
+        found[value.name] = Tensor(value.name, shape, dtype)
+    return found
+
+
+def _find_ends(graph: LayerGraph, output: str | None) -> LayerGraph:
+    """The tensor to explain (before a final Softmax), and the input that feeds it."""
+    if not graph.inputs or not graph.outputs:
+        raise ModelError(
+            f"the model has {len(graph.inputs)} inputs and {len(graph.outputs)} outputs that are not constant",
+            next="it must take a picture and give class scores",
+        )
+    logits = output or graph.outputs[0]
+    if logits not in graph.outputs and graph.producer(logits) is None:
+        raise ModelError(
+            f"the model has no output {logits!r}",
+            known=f"its outputs are {', '.join(graph.outputs)}",
+            next=nearest(logits, (*graph.outputs, *(o for layer in graph.layers for o in layer.outputs))) or None,
+        )
+    notes = graph.notes
+    if output is None and len(graph.outputs) > 1:
+        notes += (f"the model has outputs {', '.join(graph.outputs)}: explaining {logits!r}",)
+    stripped = _before_softmax(graph, logits)
+    if stripped != logits:
+        squash = graph.consumers(stripped)[0]
+        notes += (f"the model ends in {squash.op}: explaining the tensor before it, {stripped!r}",)
+    upstream = graph.ancestors(stripped)
+    images = [name for name in graph.inputs if name in upstream]
+    if not images:
+        raise ModelError(f"output {logits!r} depends on no input of the model", next="name another output")
+    image = max(images, key=lambda name: len(graph.tensor(name).shape or ()))
+    return replace(graph, image=image, logits=stripped, notes=notes)
+
+
+def _before_softmax(graph: LayerGraph, name: str) -> str:
+    at = name
+    while (layer := graph.producer(at)) is not None and layer.operands:
+        at = layer.inputs[0]
+        if layer.op in SQUASHES:
+            return at
+        if layer.op not in WRAPPERS:
+            break
+    return name
+
+
+def _analyse(graph: LayerGraph) -> LayerGraph:
+    positive = nonnegative_tensors(graph.layers)
+    layouts = find_layouts(graph.layers, graph.tensors)
+    pictures = image_tensors(graph.layers, graph.image)
+    names = {*graph.tensors, *layouts, *positive, *pictures}
+    tensors = {
+        name: replace(
+            graph.tensor(name),
+            layout=layouts.get(name),
+            nonnegative=name in positive,
+            from_image=name in pictures,
+        )
+        for name in names
+    }
+    return replace(graph, tensors=tensors, gates=find_gates(graph.layers, tensors))
+
