@@ -15,6 +15,7 @@ from fgcam_onnx.graph.layer import Layer, Tensor
 __all__ = ["find_gates"]
 
 BOUNDED = {"Sigmoid", "HardSigmoid", "Tanh", "Softmax", "Erf"}
+LARGE = 1e30
 AFFINE = {"Add", "Sub", "Mul", "Div", "Identity", "Cast", "Reshape", "Unsqueeze", "Expand", "Transpose", "Squeeze"}
 
 
@@ -40,7 +41,8 @@ def _is_bounded(name: str, producers: Mapping[str, Layer]) -> bool:
         if layer.op in BOUNDED:
             return True
         if layer.op == "Clip":
-            return all(math.isfinite(bound) for bound in _bounds(layer))
+            # Before opset 11 the default bounds are the largest floats: no interval either.
+            return all(abs(bound) < LARGE for bound in _bounds(layer))
         if layer.op not in AFFINE or len(layer.operands) != 1:
             return False
         name = layer.inputs[layer.operands[0]]

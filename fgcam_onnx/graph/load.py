@@ -254,7 +254,7 @@ def _inline(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _without(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
-    """A copy in which the given initializers are references (``location`` = the weight's own name)."""
+    """A copy in which the given initializers are references to a side file that is never read."""
     light = onnx.ModelProto()
     for field, value in proto.ListFields():
         if field.name == "graph":
@@ -278,20 +278,15 @@ def _reference(tensor: TensorProto) -> TensorProto:
     reference = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
     reference.data_location = TensorProto.EXTERNAL
     entry = reference.external_data.add()
-    entry.key, entry.value = "location", tensor.name
+    entry.key, entry.value = "location", "weights"
     return reference
 
 
 def _check(light: onnx.ModelProto, weights: Mapping[str, np.ndarray], name: str) -> None:
     """onnx's checker on the light graph; its held-back weights stand there as typed inputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(light)
-    del probe.graph.initializer[:]
-    probe.graph.initializer.extend(t for t in light.graph.initializer if t.name not in weights)
-    known = {value.name for value in probe.graph.input}
-    for tensor in light.graph.initializer:
-        if tensor.name in weights and tensor.name not in known:
-            probe.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    from fgcam_onnx.graph.shapes import typed_probe
+
+    probe = typed_probe(LoadedModel(light, weights, "", None, {}))
     try:
         onnx.checker.check_model(probe)
     except Exception as error:

@@ -26,6 +26,7 @@ from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
 from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
 from fgcam_onnx.graph.passes.fold_pad import fold_pad
+from fgcam_onnx.graph.shapes import typed_probe
 from fgcam_onnx.graph.signs import nonnegative_tensors
 
 __all__ = ["build_view"]
@@ -102,15 +103,7 @@ def _attributes(node: onnx.NodeProto, domain: str, opset: int) -> tuple[int, dic
 
 def _tensors(model: LoadedModel, values: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
     """Shapes and types by onnx's own inference, on the light graph with its weights as typed inputs."""
-    probe = onnx.ModelProto()
-    probe.CopyFrom(model.proto)
-    del probe.graph.initializer[:]
-    known = {value.name for value in probe.graph.input}
-    for tensor in model.proto.graph.initializer:
-        if tensor.name not in model.weights:
-            probe.graph.initializer.append(tensor)
-        elif tensor.name not in known:
-            probe.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    probe = typed_probe(model)
     try:
         probe = shape_inference.infer_shapes(probe, data_prop=True)
     except Exception:  # inference is a convenience: what it cannot do stays unknown

@@ -1,0 +1,44 @@
+"""What a base CAM gets: the activations at L, and ways to ask the network for more.
+
+A base CAM returns *components* [n, c, ...], one signed map a channel, without sum, ReLU or normalisation. Summed over
+channels they are the CAM; put on L and walked down they are FG-CAM (methods 2.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+__all__ = ["Context", "over_space"]
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """A batch at L.
+
+    ``activations`` A: [n, c, ...], channels first. ``target``: int64 [n]. ``x``: the network's input [n, ...] and
+    ``channel_axis`` its channel axis. ``differentiate()``: the gradient of the target's logit with respect to A, [n, c, ...].
+    ``score(x)``: logits of other inputs, [m, classes], in batches. ``progress(done, total)``.
+    """
+
+    activations: np.ndarray
+    target: np.ndarray
+    x: np.ndarray
+    channel_axis: int
+    differentiate: Callable[[], np.ndarray]
+    score: Callable[[np.ndarray], np.ndarray]
+    progress: Callable[[int, int], None]
+    batch_size: int
+
+    @cached_property
+    def gradient(self) -> np.ndarray:
+        """dy_c / dA, [n, c, ...]."""
+        return self.differentiate()
+
+
+def over_space(weights: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """[n, c] -> [n, c, 1, ...], to multiply activations with."""
+    return weights.reshape(*weights.shape, *[1] * (like.ndim - 2))

@@ -1,0 +1,208 @@
+"""``fgcam demo``: a first picture in one command, from the models and pictures that ship with this package.
+
+Two small networks with the same layers answer what a drawing shows. The honest one learned the shapes; the other
+learned to read a badge in the corner. Both give the same answer on a badged picture, and the maps tell them apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgcam_onnx.cli import say
+from fgcam_onnx.cli.explain import account
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fgcam_onnx import Explainer, Explanation
+    from fgcam_onnx.imaging import Cell
+    from fgcam_onnx.models import Picture
+
+_COLORMAP, _ALPHA, _TILE = "jet", 0.6, 256
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the pictures.")] = Path("fgcam_demo"),
+    method: Annotated[str, typer.Option("--method", "-m", help="The name of a method.")] = "fg-grad-cam",
+    json: say.Json = False,
+    debug: say.Debug = False,
+) -> None:
+    """Explain the pictures that ship with this package: a short story in numbers, and a poster."""
+    from fgcam_onnx import Explainer, models
+    from fgcam_onnx.explanation import Folder, png
+
+    pictures = models.pictures()
+    with Folder(output) as folder:
+        honest, cheat = (_Network(name, Explainer(models.path(file)), method) for name, file in _networks())
+        two = {p.name: [honest.why(p, label) for label in p.classes] for p in pictures if len(p.classes) > 1}
+        tagged = {p.name: [network.why(p) for network in (honest, cheat)] for p in pictures if p.tag is not None}
+        folder.write({"poster.png": png(_poster(two, tagged, honest))})
+        for sight in (s for group in (*two.values(), *tagged.values()) for s in group):
+            folder.write({f"{sight.name}.png": png(sight.panel())})
+        record = {
+            "method": method,
+            "classes": [sight.record() for group in two.values() for sight in group],
+            "badges": [sight.record() for group in tagged.values() for sight in group],
+        }
+        folder.finish(record)
+    if json:
+        say.as_json({**record, "output": str(output)})
+    else:
+        _tell(two, tagged, output)
+
+
+def _networks() -> list[tuple[str, str]]:
+    from fgcam_onnx import models
+
+    return [("honest", models.HONEST), ("cheat", models.CHEAT)]
+
+
+@dataclass(frozen=True)
+class _Network:
+    name: str
+    explainer: Explainer
+    method: str
+
+    def why(self, picture: Picture, label: str | None = None) -> _Sight:
+        """One explanation: of a class, or of the network's own answer."""
+        import numpy as np
+
+        from fgcam_onnx import imaging
+        from fgcam_onnx.preprocessing import choose
+
+        x = self.explainer
+        recipe = choose(metadata=x.metadata, path=x.path, input_shape=x.input_shape, layout=x.layout)
+        array, shown = recipe.apply(imaging.read(picture.path))
+        e = x.explain(np.stack([array]), target=label, method=self.method)
+        labels = x.labels or []
+        return _Sight(self.name, picture, e, shown, labels[int(e.target[0])] if labels else str(e.target[0]))
+
+
+@dataclass(frozen=True)
+class _Sight:
+    """What one network saw in one picture."""
+
+    network: str
+    picture: Picture
+    explanation: Explanation
+    shown: npt.NDArray[np.uint8]
+    answer: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.picture.name}.{self.network}.{self.answer}"
+
+    @property
+    def probability(self) -> float:
+        return float(self.explanation.probabilities[0, self.explanation.target[0]])
+
+    def share(self, mask: npt.NDArray[np.bool_]) -> float:
+        """The share of the positive relevance that lies on a mask ``[H, W]``."""
+        import numpy as np
+
+        from fgcam_onnx.imaging import resize
+
+        positive = resize(np.maximum(self.explanation.relevance, 0), mask.shape)[0]
+        return float(positive[mask].sum() / positive.sum()) if positive.any() else 0.0
+
+    def shares(self) -> dict[str, float]:
+        found = {label: self.share(sight.mask) for label, sight in self.picture.objects.items()}
+        return found if self.picture.tag is None else {**found, "badge": self.share(self.picture.tag.mask)}
+
+    def where(self) -> str:
+        """``91 % on the fish, 3 % on the sailboat``."""
+        return ", ".join(f"{100 * share:.0f} % on the {thing}" for thing, share in self.shares().items())
+
+    def record(self) -> dict[str, Any]:
+        leaked, residual = account(self.explanation, 0)
+        return {
+            "picture": self.picture.name,
+            "network": self.network,
+            "class": self.answer,
+            "probability": self.probability,
+            "shares": self.shares(),
+            "ledger": {"leaked": leaked, "residual": residual},
+        }
+
+    def tile(self, caption: str) -> Cell:
+        from fgcam_onnx.imaging import Cell
+
+        return Cell(self.explanation.overlay(self.shown, _ALPHA, _COLORMAP)[0], caption)
+
+    def panel(self) -> Any:
+        from fgcam_onnx.imaging import panel
+
+        e = self.explanation
+        return panel(
+            self.shown,
+            e.relevance[0],
+            title=f"{self.answer}   p = {self.probability:.3f}",
+            lines=[f"{self.network} network · {e.method} · map at {e.layer} · L = {e.start}", self.where()],
+            footer=f"{self.picture.name} · fgcam demo",
+            colormap=_COLORMAP,
+            alpha=_ALPHA,
+        )
+
+
+Story = dict[str, list[_Sight]]
+
+
+def _poster(two: Story, tagged: Story, honest: _Network) -> Any:
+    from fgcam_onnx.imaging import Bar, Cell, Row, grid
+
+    rows = []
+    for i, sights in enumerate(two.values()):
+        cells = [Cell(sights[0].shown, "the picture")]
+        cells += [sight.tile(f"why {sight.answer}?  {sight.where()}") for sight in sights]
+        rows.append(
+            Row(cells, "" if i else "Ask for another class, and the map moves", "" if i else "The honest network.")
+        )
+    for i, sights in enumerate(tagged.values()):
+        badge = sights[0].picture.tag
+        cells = [Cell(sights[0].shown, f"badge: {badge.label}" if badge else "the picture")]
+        cells += [
+            sight.tile(f"{sight.network}: {sight.answer} {sight.probability:.2f}  {sight.where()}") for sight in sights
+        ]
+        text = "The honest network knows the shapes, the cheat reads the badge in the corner."
+        rows.append(Row(cells, "" if i else "Same answer, another reason", "" if i else text))
+    last = rows[-1]
+    cells = [*last.cells[:-1], Cell(last.cells[-1].picture, last.cells[-1].caption, Bar(_COLORMAP, "none", "most"))]
+    rows[-1] = Row(cells, last.heading, last.text)
+    e = next(iter(two.values()))[0].explanation
+    return grid(
+        rows,
+        title="What did the network look at?",
+        lines=[f"{e.method} · map at {e.layer} · per cent of the positive relevance"],
+        footer="Two networks and seven pictures that ship with fgcam_onnx: fgcam demo",
+        tile=_TILE,
+    )
+
+
+def _tell(two: Story, tagged: Story, output: Path) -> None:
+    sights = [sight for group in (*two.values(), *tagged.values()) for sight in group]
+
+    def heading(text: str) -> None:
+        typer.echo("\n" + typer.style(text, bold=True))
+
+    typer.echo("Two small networks, trained for this demo, and the pixels behind their answers.")
+    heading("Ask for another class, and the map moves  (the honest network)")
+    for name, group in two.items():
+        for i, sight in enumerate(group):
+            typer.echo(f"  {'' if i else name:<22}why {sight.answer + '?':<12}{sight.where()}")
+    heading("Same answer, another reason  (the cheat learned to read the badge in the corner)")
+    for name, group in tagged.items():
+        for i, sight in enumerate(group):
+            answer = f"{sight.network} says {sight.answer} {sight.probability:.2f}"
+            typer.echo(f"  {'' if i else name:<22}{answer:<30}{sight.where()}")
+    leaked = max(account(sight.explanation, 0)[0] for sight in sights)
+    residual = max(account(sight.explanation, 0)[1] for sight in sights)
+    typer.echo(
+        f"\nEvery unit of relevance is accounted for: at most {100 * leaked:.2g} % leaked on the way, "
+        f"{residual:.0e} unexplained."
+    )
+    typer.echo(f"Look at {output / 'poster.png'}, then try your own: fgcam explain MODEL.onnx PHOTO.jpg")

@@ -1,0 +1,495 @@
+"""``fgcam explain MODEL IMAGE...``: a map for each picture, what was chosen along the way, and a folder of results."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fgcam_onnx.cli import say
+from fgcam_onnx.errors import ImageError, OptionError, OutputError, TargetError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from fgcam_onnx import Explainer, Explanation
+    from fgcam_onnx.preprocessing import Preprocessing
+
+_PICTURE, _SHOW, _RUN = "How the picture becomes the input", "What is drawn and printed", "Where it runs"
+
+
+def explain(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.", show_default=False)
+    ],
+    method: Annotated[str, typer.Option("--method", "-m", help="The name of a method.")] = "fg-grad-cam",
+    layer: Annotated[
+        str | None,
+        typer.Option(help='Where the map is wanted: "input", or a layer of fgcam inspect.', show_default=False),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(help="The layer L that the method starts from, instead of the default.", show_default=False),
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--target",
+            "-t",
+            help="The class: an index or a label, once for all or once a picture. Default: the model's answer.",
+            show_default=False,
+        ),
+    ] = None,
+    denoise: Annotated[
+        bool, typer.Option("--denoise", help="Keep the strongest tenth of the components at L.")
+    ] = False,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the method.", show_default=False),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the results.")] = Path("fgcam_maps"),
+    labels: Annotated[
+        Path | None, typer.Option(help="A file of class names, a class a line or JSON.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Height and width: 224 or 224x320.", rich_help_panel=_PICTURE, show_default=False)
+    ] = None,
+    resize: Annotated[
+        str | None,
+        typer.Option(
+            help="stretch, short_side_then_center_crop or stretch_then_center_crop.",
+            rich_help_panel=_PICTURE,
+            show_default=False,
+        ),
+    ] = None,
+    short_side: Annotated[
+        int | None, typer.Option(help="Pixels before the crop.", rich_help_panel=_PICTURE, show_default=False)
+    ] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="bilinear, bicubic, ...", rich_help_panel=_PICTURE, show_default=False)
+    ] = None,
+    color: Annotated[
+        str | None, typer.Option(help="RGB, BGR or GRAY.", rich_help_panel=_PICTURE, show_default=False)
+    ] = None,
+    scale: Annotated[
+        str | None,
+        typer.Option(help="x = (v * scale - mean) / std: 1, 1/255 ...", rich_help_panel=_PICTURE, show_default=False),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="0.485,0.456,0.406", rich_help_panel=_PICTURE, show_default=False)
+    ] = None,
+    std: Annotated[
+        str | None, typer.Option(help="0.229,0.224,0.225", rich_help_panel=_PICTURE, show_default=False)
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, ort, cupy or numpy.", rich_help_panel=_RUN)] = "auto",
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(help="An onnxruntime execution provider.", rich_help_panel=_RUN, show_default=False),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.", rich_help_panel=_RUN)] = 1,
+    colormap: Annotated[str, typer.Option(help="jet, ember, gray, or bwr with signs.", rich_help_panel=_SHOW)] = "jet",
+    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay.", rich_help_panel=_SHOW)] = 0.5,
+    top: Annotated[int, typer.Option(min=1, help="Print so many classes.", rich_help_panel=_SHOW)] = 3,
+    json: say.Json = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but errors.", rich_help_panel=_SHOW)
+    ] = False,
+    debug: say.Debug = False,
+) -> None:
+    """Show what a model saw in pictures: a panel and a signed map for each, and a manifest."""
+    pictures = _gather(images)
+    names = _stems(pictures, output)
+    given = {
+        "size": None if size is None else _sides(size),
+        "resize": resize,
+        "short_side": short_side,
+        "interpolation": interpolation,
+        "color": color,
+        "scale": None if scale is None else _number("scale", scale),
+        "mean": None if mean is None else [_number("mean", word) for word in mean.split(",")],
+        "std": None if std is None else [_number("std", word) for word in std.split(",")],
+    }
+    look = _Look(colormap, alpha, top)
+    options = dict(_option(word) for word in option or [])
+
+    from fgcam_onnx import Explainer
+    from fgcam_onnx.preprocessing import choose
+
+    explainer = Explainer(model, backend=backend, providers=provider)
+    recipe = choose(
+        given,
+        metadata=explainer.metadata,
+        path=explainer.path,
+        input_shape=explainer.input_shape,
+        layout=explainer.layout,
+        input_dtype=explainer.input_dtype,
+    )
+    words, source = _labels(explainer, labels)
+    targets = _targets(target, words, explainer.num_classes, len(pictures))
+    run = _Run(explainer, recipe, words, source, look, quiet or json)
+    call = {"method": method, "layer": layer, "start": start, "denoise": denoise, **options}
+    record = run(pictures, names, targets, output, call, _batch(explainer, batch_size))
+    if json:
+        say.as_json(record)
+
+
+# ---------------------------------------------------------------------------------------------------- words
+
+
+def _gather(images: Sequence[Path]) -> list[Path]:
+    """Files as they are named, folders as the pictures in them by name."""
+    from fgcam_onnx.imaging import PICTURE_ENDINGS
+
+    found: list[Path] = []
+    for path in images:
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_ENDINGS and p.is_file())
+            inside = [p for p in inside if not p.name.startswith(".")]
+            if not inside:
+                raise ImageError(f"the folder {str(path)!r} holds no pictures", known=" ".join(PICTURE_ENDINGS))
+            found += inside
+        elif not path.exists():
+            raise ImageError(f"there is no picture {str(path)!r}", next="check the path")
+        else:
+            found.append(path)
+    return found
+
+
+def _stems(pictures: Sequence[Path], output: Path) -> list[str]:
+    """A name for each picture's results: its stem, numbered from the second that has it."""
+    taken: set[str] = set()
+    names = []
+    for path in pictures:
+        name, count = path.stem, 1
+        while name.casefold() in taken:
+            count += 1
+            name = f"{path.stem}_{count}"
+        taken.add(name.casefold())
+        names.append(name)
+    sources = {path.resolve() for path in pictures}
+    for name in names:
+        if (output / f"{name}.png").resolve() in sources:
+            raise OutputError(
+                f"the result {str(output / name) + '.png'!r} would overwrite the picture of that name",
+                next="choose another folder: -o DIR",
+            )
+    return names
+
+
+def _sides(text: str) -> list[int]:
+    words = text.lower().split("x")
+    if len(words) > 2 or not all(word.strip().isdecimal() and len(word) < 9 for word in words):
+        raise OptionError(f"--size is {text!r}", known="one number of pixels, or height x width: 224 or 224x320")
+    sides = [int(word) for word in words]
+    return sides * 2 if len(sides) == 1 else sides
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / float(below) if below else float(text)
+    except (ValueError, ZeroDivisionError):
+        known = "a number or a fraction" if name == "scale" else "numbers with commas between them"
+        raise OptionError(f"--{name} is {text!r}", known=known) from None
+
+
+def _option(text: str) -> tuple[str, Any]:
+    import json
+
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise OptionError(f"--option {text!r} is not NAME=VALUE", next="for example: -O ratio=0.2")
+    try:
+        return name.replace("-", "_"), json.loads(value)
+    except (ValueError, RecursionError):
+        return name.replace("-", "_"), value
+
+
+def _labels(explainer: Explainer, file: Path | None) -> tuple[list[str] | None, str]:
+    if file is None:
+        return explainer.labels, explainer.labels_source or ""
+    from fgcam_onnx.labels import read_labels
+
+    return read_labels(file, explainer.num_classes), file.name
+
+
+def _targets(target: Sequence[str] | None, labels: list[str] | None, classes: int, n: int) -> list[int] | None:
+    from fgcam_onnx.labels import resolve_target
+
+    if not target:
+        return None
+    if len(target) not in (1, n):
+        raise TargetError(
+            f"{len(target)} targets for {n} picture{'s' * (n > 1)}", next="give --target once, or once for each picture"
+        )
+    import numpy as np
+
+    wanted = resolve_target(list(target), labels, classes, np.zeros((len(target), classes), np.float32))
+    return [int(i) for i in wanted] * (n if len(target) == 1 else 1)
+
+
+def _batch(explainer: Explainer, wanted: int) -> int:
+    fixed = explainer.input_shape[0]
+    if not isinstance(fixed, int) or fixed <= 0:
+        return wanted
+    if wanted not in (1, fixed):
+        raise OptionError(f"--batch-size {wanted} does not fit the model", known=f"its batch is fixed at {fixed}")
+    return fixed
+
+
+# ---------------------------------------------------------------------------------------------------- the run
+
+
+@dataclass(frozen=True)
+class _Look:
+    colormap: str
+    alpha: float
+    top: int
+
+    def __post_init__(self) -> None:
+        from fgcam_onnx.imaging import colorize
+
+        colorize(0.0, self.colormap)
+        if not 0 <= self.alpha <= 1:
+            raise OptionError(f"--alpha is {self.alpha}", known="0 shows the picture alone, 1 the map alone")
+
+
+@dataclass(frozen=True)
+class _Run:
+    explainer: Explainer
+    recipe: Preprocessing
+    labels: list[str] | None
+    labels_source: str
+    look: _Look
+    silent: bool
+
+    def __call__(
+        self,
+        pictures: Sequence[Path],
+        names: Sequence[str],
+        targets: Sequence[int] | None,
+        output: Path,
+        call: dict[str, Any],
+        batch: int,
+    ) -> dict[str, Any]:
+        """Explain, draw and write batch by batch; returns the manifest with the paths of what was written."""
+        from fgcam_onnx.explanation import Folder
+
+        records: list[dict[str, Any]] = []
+        common: dict[str, Any] = {}
+        with Folder(output, keep=True) as folder, _progress(len(pictures), call["method"]) as step:
+            for first in range(0, len(pictures), batch):
+                chunk = slice(first, first + batch)
+                wanted = None if targets is None else targets[chunk]
+                files, read = pictures[chunk], [self._read(path) for path in pictures[chunk]]
+                e = self._explain([x for x, _, _ in read], wanted, call, batch, step.inner)
+                if not common:
+                    common = self._common(e, call)
+                    if not self.silent:
+                        self._print_common(e)
+                for i, (path, (_, view, digest)) in enumerate(zip(files, read, strict=True)):
+                    record = self._one(e, i, path, digest)
+                    record["files"] = {"panel": f"{names[first + i]}.png", "relevance": f"{names[first + i]}.npy"}
+                    self._write(folder, e, i, view, record)
+                    records.append(record)
+                    if not self.silent:
+                        self._print_one(record, folder.path)
+                    step.outer()
+            manifest = {**common, "images": records}
+            folder.finish(manifest)
+        if not self.silent:
+            typer.echo(f"wrote {len(records)} panel{'s' * (len(records) > 1)}, maps and manifest.json to {output}")
+        return {**manifest, "output": str(output)}
+
+    def _read(self, path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
+        from fgcam_onnx import imaging
+
+        picture = imaging.read(path)
+        return self.recipe.apply(picture)[0], self.recipe.view(picture), hashlib.sha256(path.read_bytes()).hexdigest()
+
+    def _explain(
+        self,
+        inputs: Sequence[npt.NDArray[np.float32]],
+        targets: Sequence[int] | None,
+        call: dict[str, Any],
+        batch: int,
+        progress: Callable[[int, int], None],
+    ) -> Explanation:
+        import numpy as np
+
+        x = np.stack(inputs)
+        target = None if targets is None else list(targets)
+        if (
+            isinstance(self.explainer.input_shape[0], int) and len(x) < batch
+        ):  # a fixed batch: fill it with the last one
+            missing = batch - len(x)
+            x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
+            target = None if target is None else target + target[-1:] * missing
+        return self.explainer.explain(x, target=target, progress=progress, **call)
+
+    def _common(self, e: Explanation, call: dict[str, Any]) -> dict[str, Any]:
+        from fgcam_onnx.explanation import SCHEMA_VERSION, plain_json
+
+        record: dict[str, Any] = plain_json(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "model": None if self.explainer.path is None else self.explainer.path.name,
+                "method": e.method,
+                "layer": e.layer,
+                "start": e.start,
+                "options": {"denoise": call["denoise"], **e.options},
+                "preprocessing": self.recipe.to_dict(),
+                "labels": self.labels_source or None,
+                "notes": self.explainer.notes,
+                "provenance": e.provenance,
+            }
+        )
+        return record
+
+    def _one(self, e: Explanation, i: int, path: Path, digest: str) -> dict[str, Any]:
+        from fgcam_onnx.explanation import plain_json
+
+        p = e.probabilities[i]
+        best = p.argsort(kind="stable")[::-1][: self.look.top]
+        r = e.relevance[i].astype("float64")
+        leaked, residual = account(e, i)
+        target = int(e.target[i])
+        record: dict[str, Any] = plain_json(
+            {
+                "image": str(path),
+                "sha256": digest,
+                "target": target,
+                "label": self._name(target),
+                "probability": p[target],
+                "logit": e.logits[i, target],
+                "top": [{"class": int(k), "label": self._name(int(k)), "probability": p[k]} for k in best],
+                "relevance": {"shape": list(r.shape), "sum": r.sum(), "positive": r.clip(min=0).sum(), "max": r.max()},
+                "ledger": {"leaked": leaked, "residual": residual},
+            }
+        )
+        return record
+
+    def _name(self, index: int) -> str | None:
+        from fgcam_onnx.labels import short
+
+        return short(self.labels[index]) if self.labels else None
+
+    def _write(self, folder: Any, e: Explanation, i: int, view: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:
+        from fgcam_onnx import imaging
+        from fgcam_onnx.explanation import npy, png
+
+        provenance = e.provenance
+        picture = imaging.panel(
+            view,
+            e.relevance[i],
+            title=f"{_class(record)}   p = {record['probability']:.3f}",
+            lines=[
+                f"{e.method} · map at {e.layer} {list(e.relevance.shape[1:])} · L = {e.start}",
+                f"relevance leaked {_share(record['ledger']['leaked'])} · residual {record['ledger']['residual']:.1e}",
+            ],
+            footer=" · ".join(
+                [
+                    f"{Path(record['image']).name}",
+                    f"{self.explainer.path.name if self.explainer.path else 'model'} {self.explainer.sha256[:12]}",
+                    f"fgcam_onnx {provenance.get('fgcam_onnx', '')}".strip(),
+                ]
+            ),
+            colormap=self.look.colormap,
+            alpha=self.look.alpha,
+        )
+        folder.write({record["files"]["panel"]: png(picture), record["files"]["relevance"]: npy(e.relevance[i])})
+
+    def _print_common(self, e: Explanation) -> None:
+        from fgcam_onnx.methods import METHODS
+
+        x = self.explainer
+        summary = METHODS[e.method].summary if e.method in METHODS else ""
+        say.facts(
+            [
+                ("model", f"{x.path.name if x.path else ''}   sha256 {x.sha256[:12]}"),
+                ("input", f"{x.input_name} {say.shape(x.input_shape)}   {self.recipe.describe()}"),
+                ("method", f"{e.method}   {summary}".rstrip()),
+                ("layer", f"{e.layer} {list(e.relevance.shape[1:])}"),
+                ("L", e.start),
+                ("labels", self.labels_source or "none found: --labels FILE"),
+                ("backend", f"{x.backend}   {', '.join(x.providers)}"),
+                *(("note", note) for note in x.notes),
+            ]
+        )
+
+    def _print_one(self, record: dict[str, Any], folder: Path) -> None:
+        others = [t for t in record["top"] if t["class"] != record["target"]]
+        also = ", ".join(f"{t['class']} {t['label'] or ''}".rstrip() + f" {t['probability']:.3f}" for t in others)
+        ledger = record["ledger"]
+        typer.echo(f"\n{record['image']} -> {folder / record['files']['panel']}")
+        say.facts(
+            [
+                (
+                    "  class",
+                    f"{_class(record)}   p = {record['probability']:.4f}" + (f"   then {also}" if also else ""),
+                ),
+                ("  ledger", f"leaked {_share(ledger['leaked'])}   residual {ledger['residual']:.1e}"),
+            ]
+        )
+
+
+def account(e: Explanation, i: int) -> tuple[float, float]:
+    """The ledger of image i as shares of the start's sum of |relevance|: what leaked, a node's largest residual."""
+    whole = float(e.ledger.start_absolute[i])
+    if whole == 0:
+        return 0.0, 0.0
+    dropped = sum(float(row.dropped[i]) for row in e.ledger.rows)
+    residual = max((float(row.residual[i]) for row in e.ledger.rows), default=0.0)
+    return dropped / whole, residual / whole
+
+
+def _class(record: dict[str, Any]) -> str:
+    return f"{record['target']} · {record['label']}" if record["label"] else f"class {record['target']}"
+
+
+def _share(share: float) -> str:
+    return f"{100 * share:.2g} %" if share else "0 %"
+
+
+class _Step:
+    """Where the run reports to: ``outer`` once a picture, ``inner`` within one."""
+
+    def outer(self) -> None:
+        """Nobody watches."""
+
+    def inner(self, done: int, total: int) -> None:
+        """Nobody watches."""
+
+
+@contextmanager
+def _progress(n: int, method: str) -> Iterator[_Step]:
+    """A bar on stderr, drawn only where somebody watches, and only once there is something to wait for."""
+    if not say.on_terminal():
+        yield _Step()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=Console(stderr=True), transient=True, disable=n == 1 and "score" not in method
+    ) as bar:
+        pictures = bar.add_task("pictures", total=n)
+        passes = bar.add_task(method, total=None, visible=False)
+
+        class Watched(_Step):
+            def outer(self) -> None:
+                bar.update(pictures, advance=1)
+                bar.update(passes, visible=False)
+
+            def inner(self, done: int, total: int) -> None:
+                bar.update(passes, completed=done, total=total, visible=True)
+
+        yield Watched()

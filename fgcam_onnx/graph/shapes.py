@@ -1,0 +1,47 @@
+"""Concrete shapes: onnx's shape inference with the sizes of the input that is about to run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx
+from onnx import helper, shape_inference
+
+from fgcam_onnx.graph.load import LoadedModel
+
+__all__ = ["concrete_shapes", "typed_probe"]
+
+
+def typed_probe(model: LoadedModel) -> onnx.ModelProto:
+    """A copy of the model in which the held-back weights are typed inputs: what checker and inference can read."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model.proto)
+    del probe.graph.initializer[:]
+    probe.graph.initializer.extend(t for t in model.proto.graph.initializer if t.name not in model.weights)
+    known = {value.name for value in probe.graph.input}
+    for tensor in model.proto.graph.initializer:
+        if tensor.name in model.weights and tensor.name not in known:
+            probe.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    return probe
+
+
+def concrete_shapes(model: LoadedModel, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes by tensor name, given the inputs' shapes; tensors whose shape cannot be inferred are left out."""
+    probe = typed_probe(model)
+    del probe.graph.value_info[:]  # what the exporter wrote may name dimensions, or be wrong for this size
+    for value in probe.graph.input:
+        if value.name in inputs:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, list(inputs[value.name])))
+    for value in probe.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        probe = shape_inference.infer_shapes(probe, data_prop=True)
+    except Exception:  # what inference cannot do is read off the forward pass
+        return dict(inputs)
+    found = dict(inputs)
+    for value in (*probe.graph.value_info, *probe.graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+            found[value.name] = tuple(d.dim_value for d in kind.shape.dim)
+    return found

@@ -1,0 +1,232 @@
+"""Class names: where they are found, how they are written, how a user's word becomes a class index.
+
+A label stays as its file has it (``n01440764 tench, Tinca tinca``). :func:`short` gives the name to show (``tench``);
+:func:`resolve_target` understands the whole label, its synset, a name between commas, and the start of a name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fgcam_onnx.errors import ModelError, TargetError, nearest
+
+__all__ = ["Target", "find_labels", "read_labels", "resolve_target", "short"]
+
+Target = int | str | Sequence[int | str] | None
+LARGEST_FILE = 16 << 20
+_SYNSET = re.compile(r"(n\d{8})\s+(?=\S)")
+# {0: 'tench', 1: "jack-o'-lantern"}: the names of some exporters, printed as Python prints a dict
+_PRINTED = re.compile(r"""(\d+)\s*:\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")\s*[,}]""")
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def find_labels(
+    path: str | Path | None, metadata: Mapping[str, str], num_classes: int, notes: list[str] | None = None
+) -> tuple[list[str], str] | None:
+    """The class names of a model and the source they come from, or None.
+
+    Looked for in this order: the model's metadata (``labels``, a JSON list; ``id2label``; ``names``), then, beside the
+    model file, ``config.json`` (``id2label``), ``<stem>.labels.txt``, ``<stem>_labels.txt`` and ``labels.txt`` (a class
+    a line). A source that has another number of names than the model has classes, or that cannot be read, is passed
+    over, with a sentence about it appended to ``notes``.
+    """
+    notes = notes if notes is not None else []
+    for key in ("labels", "id2label", "names"):
+        if key in metadata:
+            source = f"the model's metadata key {key!r}"
+            try:
+                return _counted(_from_json(metadata[key], source), source, num_classes), source
+            except ModelError as error:
+                notes.append(f"labels passed over: {error.what}")
+    if path is None:
+        return None
+    path = Path(path)
+    config = path.parent / "config.json"
+    names = (f"{path.stem}.labels.txt", f"{path.stem}_labels.txt", "labels.txt")
+    for file in (config, *(path.parent / name for name in names)):
+        if file.is_file():
+            try:
+                return read_labels(file, num_classes), file.name
+            except _NoLabelsError:
+                continue
+            except ModelError as error:
+                notes.append(f"labels passed over: {error.what}")
+    return None
+
+
+class _NoLabelsError(ModelError):
+    """A config.json that says nothing about labels: not worth a note."""
+
+
+def read_labels(file: str | Path, num_classes: int | None = None) -> list[str]:
+    """The class names in a file: text with a class a line, or JSON (a list, ``id2label``, or a config with one).
+
+    Raises :class:`ModelError` where the file cannot be read, makes no sense, or does not have ``num_classes`` names.
+    """
+    file = Path(file)
+    try:
+        if file.stat().st_size > LARGEST_FILE:
+            raise ModelError(f"{str(file)!r} is too large for a list of labels", known=f"{file.stat().st_size} bytes")
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ModelError(f"the labels in {str(file)!r} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"the labels in {str(file)!r} cannot be read: not text in UTF-8") from None
+    if file.suffix.lower() == ".json":
+        names = _from_json(text, repr(str(file)))
+    else:
+        names = [line.strip() for line in text.rstrip().splitlines()]
+    return _counted(names, repr(str(file)), num_classes)
+
+
+def _counted(names: list[str], source: str, num_classes: int | None) -> list[str]:
+    if num_classes is not None and len(names) != num_classes:
+        count = "1 label" if len(names) == 1 else f"{len(names)} labels"
+        raise ModelError(f"{source} has {count}, the model has {num_classes} classes")
+    return names
+
+
+def _from_json(text: str, source: str) -> list[str]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        record = {int(i): a or b for i, a, b in _PRINTED.findall(text)} if text.lstrip().startswith("{") else None
+        if not record:
+            raise ModelError(f"{source} is not JSON") from None
+    if isinstance(record, Mapping) and "id2label" in record:
+        record = record["id2label"]
+    elif isinstance(record, Mapping) and not all(str(key).isdigit() for key in record):
+        raise _NoLabelsError(f"{source} has no 'id2label'")
+    if isinstance(record, Mapping):
+        if sorted(record, key=str) != sorted((type(key)(i) for i, key in enumerate(record)), key=str):
+            raise ModelError(f"{source} does not number its labels 0, 1, 2 and on")
+        record = [record[key] for key in sorted(record, key=int)]
+    if not isinstance(record, list) or not all(isinstance(name, str) for name in record):
+        raise ModelError(f"{source} is not a list of labels")
+    return list(record)
+
+
+# ---------------------------------------------------------------------------------------------------- names
+
+
+def short(label: str) -> str:
+    """The name to show: without the synset, the first of the names between commas."""
+    name = _SYNSET.sub("", label, count=1) if _SYNSET.match(label) else label
+    return name.split(",")[0].strip().replace("_", " ") or label
+
+
+def _plain(name: str) -> str:
+    return " ".join(re.sub(r"[_\-\s]+", " ", name).casefold().split())
+
+
+def _names(label: str) -> set[str]:
+    """All that a label answers to."""
+    found = {label}
+    if match := _SYNSET.match(label):
+        found |= {match.group(1), label[match.end() :]}
+        label = label[match.end() :]
+    return {plain for name in (*found, *label.split(",")) if (plain := _plain(name))}
+
+
+# ---------------------------------------------------------------------------------------------------- targets
+
+
+def resolve_target(
+    target: Target | npt.NDArray[Any], labels: Sequence[str] | None, num_classes: int, logits: npt.NDArray[Any]
+) -> npt.NDArray[np.int64]:
+    """The class of each image, int64 ``[n]``, from what the caller wrote.
+
+    ``target``: None for the largest of ``logits`` (``[n, classes]``); an index; a label (letter case, ``_`` and ``-``
+    do not matter; the whole label, its synset, one of its names between commas, or the start of one, if only one class
+    fits); digits as text; ``#3`` for the index where a class is *named* 3; or a list of these, one per image.
+
+    Raises :class:`TargetError` for an index outside the classes, a word that fits no class or several, or a list of
+    another length than the batch.
+    """
+    n = len(logits)
+    if target is None:
+        largest: npt.NDArray[np.int64] = np.asarray(logits).argmax(axis=1).astype(np.int64)
+        return largest
+    if isinstance(target, str) or not isinstance(target, (Sequence, np.ndarray)) or np.ndim(target) == 0:
+        return np.full(n, _one(target, labels, num_classes), dtype=np.int64)
+    if len(target) != n:
+        raise TargetError(
+            f"{len(target)} target{'s' * (len(target) != 1)} for {n} image{'s' * (n != 1)}",
+            next="give one target for all, or one for each image",
+        )
+    return np.asarray([_one(each, labels, num_classes) for each in target], dtype=np.int64)
+
+
+def _one(target: Any, labels: Sequence[str] | None, num_classes: int) -> int:
+    if isinstance(target, np.ndarray) and target.ndim == 0:
+        target = target[()]
+    if isinstance(target, (int, np.integer)) and not isinstance(target, (bool, np.bool_)):
+        return _index(int(target), labels, num_classes)
+    if not isinstance(target, str):
+        raise TargetError(f"target is {target!r}, a {type(target).__name__}", known="an index, a label, or None")
+    word = target.strip()
+    if word.removeprefix("#").isascii() and word.removeprefix("#").isdigit():
+        index = _index(int(word.removeprefix("#")[:18]), labels, num_classes)
+        other = [] if word.startswith("#") else [i for i in _fitting(word, labels or ())[:1] if i != index]
+        if other:
+            assert labels is not None
+            raise TargetError(
+                f"{word!r} is the index of one class and the name of another",
+                known=f"class {index} is {labels[index]!r}, class {other[0]} is {labels[other[0]]!r}",
+                next=f"write #{index} or #{other[0]}",
+            )
+        return index
+    if labels is None:
+        raise TargetError(
+            f"there are no labels to look {word!r} up in",
+            known=f"the model has {num_classes} classes, 0 to {num_classes - 1}",
+            next="give the index, or a file of labels: --labels FILE",
+        )
+    found = _fitting(word, labels) or _fitting(word, labels, start=True)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise TargetError(
+            f"{word!r} fits {len(found)} classes",
+            known=_some(f"{i} {short(labels[i])}" for i in found),
+            next="write more of the name, or the index",
+        )
+    plain = _plain(word)
+    inside = [f"{i} {short(label)}" for i, label in enumerate(labels) if plain and plain in _plain(label)]
+    names = {short(label): None for label in labels}
+    raise TargetError(
+        f"no class is called {word!r}",
+        known=f"containing it: {_some(inside)}" if inside else f"{num_classes} classes, 0 to {num_classes - 1}",
+        next="write the whole name, or the index" if inside else nearest(word, names) or None,
+    )
+
+
+def _index(index: int, labels: Sequence[str] | None, num_classes: int) -> int:
+    if not 0 <= index < num_classes:
+        raise TargetError(
+            f"there is no class {index}", known=f"the model has {num_classes} classes, 0 to {num_classes - 1}"
+        )
+    return index
+
+
+def _fitting(word: str, labels: Sequence[str], *, start: bool = False) -> list[int]:
+    plain = _plain(word)
+    if not plain:
+        return []
+    if start:
+        return [i for i, label in enumerate(labels) if any(name.startswith(plain) for name in _names(label))]
+    return [i for i, label in enumerate(labels) if plain in _names(label)]
+
+
+def _some(words: Iterable[str], n: int = 6) -> str:
+    words = list(words)
+    return ", ".join(words[:n]) + (f" and {len(words) - n} more" if len(words) > n else "")

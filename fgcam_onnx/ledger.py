@@ -1,0 +1,104 @@
+"""The ledger: where relevance went, node by node.
+
+A rule reports what it dropped by summing the dropped cells, never as a difference, so that a row that closes
+
+    relevance in = relevance out + leaked
+
+is evidence, not arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+__all__ = ["Ledger", "LedgerRow"]
+
+Floats = np.ndarray
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """One node; every number per image, [n]. ``leaked`` is signed, ``dropped`` the sum of absolute values."""
+
+    node: str
+    op: str
+    rule: str
+    relevance_in: Floats
+    relevance_out: Floats
+    leaked: Floats
+    dropped: Floats
+
+    @property
+    def residual(self) -> Floats:
+        """|in - out - leaked|: what nobody accounts for."""
+        return np.abs(self.relevance_in - self.relevance_out - self.leaked)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Rows from L to the target. ``start`` and ``start_absolute``: signed and absolute sum at L, [n].
+
+    ``arrived``: the signed sum at the target, [n]. A method that does not descend has no rows.
+    """
+
+    rows: tuple[LedgerRow, ...] = ()
+    start: Floats = field(default_factory=lambda: np.zeros(1))
+    start_absolute: Floats = field(default_factory=lambda: np.zeros(1))
+    arrived: Floats = field(default_factory=lambda: np.zeros(1))
+
+    @property
+    def leaked(self) -> float:
+        """Share of the start's sum of absolute relevance that was dropped; of several images the largest."""
+        dropped = sum((row.dropped for row in self.rows), np.zeros_like(self.start_absolute))
+        return self._share(dropped)
+
+    @property
+    def residual(self) -> float:
+        """The largest unexplained part of a node, over the start's sum of absolute relevance."""
+        return max((self._share(row.residual) for row in self.rows), default=0.0)
+
+    def _share(self, amount: Floats) -> float:
+        whole = np.where(self.start_absolute > 0, self.start_absolute, 1.0)
+        return float(np.max(amount / whole)) if amount.size else 0.0
+
+    def table(self) -> list[dict[str, object]]:
+        """Rows as plain values, for JSON: lists of one number an image."""
+        return [
+            {
+                "node": row.node,
+                "op": row.op,
+                "rule": row.rule,
+                "relevance_in": row.relevance_in.tolist(),
+                "relevance_out": row.relevance_out.tolist(),
+                "leaked": row.leaked.tolist(),
+                "dropped": row.dropped.tolist(),
+            }
+            for row in self.rows
+        ]
+
+    @staticmethod
+    def join(parts: Sequence[Ledger]) -> Ledger:
+        """One ledger of several batches, in order."""
+        rows = tuple(
+            LedgerRow(group[0].node, group[0].op, group[0].rule, *(_stack(group, name) for name in COLUMNS))
+            for group in zip(*(part.rows for part in parts), strict=True)
+        )
+        return Ledger(rows, *(_stack(parts, name) for name in TOTALS))
+
+    def first(self, n: int) -> Ledger:
+        """The ledger of the first n images."""
+        rows = tuple(
+            LedgerRow(row.node, row.op, row.rule, *(getattr(row, name)[:n] for name in COLUMNS)) for row in self.rows
+        )
+        return Ledger(rows, *(getattr(self, name)[:n] for name in TOTALS))
+
+
+COLUMNS = ("relevance_in", "relevance_out", "leaked", "dropped")
+TOTALS = ("start", "start_absolute", "arrived")
+
+
+def _stack(items: Sequence[object], name: str) -> Floats:
+    return np.concatenate([getattr(item, name) for item in items])
