@@ -36,9 +36,17 @@ def denoise(
     n, c = components.shape[:2]
     m = components.reshape(n, c, -1).astype(np.float64)
     mean = m.mean(axis=2, keepdims=True)
-    u, s, v = np.linalg.svd(m - mean, full_matrices=False)
+    centred = m - mean
     d = max(1, math.floor(ratio * min(c, m.shape[2])))
-    kept = (u[:, :, :d] * s[:, None, :d]) @ v[:, :d]
+    # U_d S_d V_d^T is M projected on its strongest directions, which are eigenvectors of the smaller of M M^T and
+    # M^T M: for 512 x 49 that is a fraction of the cost of the whole SVD.
+    turned = centred.swapaxes(1, 2)
+    if c <= m.shape[2]:
+        basis = np.linalg.eigh(centred @ turned)[1][:, :, -d:]
+        kept = basis @ (basis.swapaxes(1, 2) @ centred)
+    else:
+        basis = np.linalg.eigh(turned @ centred)[1][:, :, -d:]
+        kept = (centred @ basis) @ basis.swapaxes(1, 2)
     if add_mean_back:
         kept = kept + mean
     result: np.ndarray = kept.reshape(components.shape).astype(components.dtype)
