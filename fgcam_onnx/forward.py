@@ -31,6 +31,7 @@ class Forward:
         self.requested, self.threads = providers, threads
         self._session: Any = None
         self._given: set[str] = set()
+        self._fed: dict[str, Any] = {}
         self._values = {name: runtime.value(array) for name, array in model.weights.items()}
 
     @property
@@ -52,8 +53,10 @@ class Forward:
         for name in sorted(self._given - present - inputs):
             proto.graph.output.append(self._typed(name))
         options = runtime.session_options(self.threads)
-        if self._values:
-            options.add_external_initializers(list(self._values), list(self._values.values()))
+        self._fed = {name: self._values[name] for name in runtime.fed_weights(proto, self.model.weights)}
+        held = {name: v for name, v in self._values.items() if name not in self._fed}
+        if held:
+            options.add_external_initializers(list(held), list(held.values()))
         if "CUDAExecutionProvider" in self.requested:
             chosen: list[Any] = [
                 (p, {"use_tf32": "0"}) if p == "CUDAExecutionProvider" else p for p in self.requested
@@ -81,7 +84,7 @@ class Forward:
         values = {name: runtime.value(array) for name, array in feeds.items()}
         computed = [name for name in wanted if name not in feeds]
         try:
-            results = self._session.run_with_ort_values(computed, values)
+            results = self._session.run_with_ort_values(computed, {**self._fed, **values})
         except Exception as error:  # onnxruntime's exception classes are not public
             reason = " ".join(str(error).split())
             shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())

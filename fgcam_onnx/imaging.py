@@ -26,8 +26,11 @@ __all__ = [
     "PICTURE_ENDINGS",
     "Bar",
     "Cell",
+    "Drawing",
     "Row",
     "colorize",
+    "draw",
+    "fit",
     "grid",
     "heat",
     "overlay",
@@ -275,11 +278,16 @@ class Bar:
 
 @dataclass(frozen=True)
 class Cell:
-    """One tile: a picture ``uint8 [H, W, 3]``, the words under it, perhaps a colour scale."""
+    """One tile: a picture ``uint8 [H, W, 3]``, the words under it, perhaps a colour scale.
+
+    The first line of a caption of several lines stands out. ``space``: pixels to the left of the tile's column, besides
+    the usual gap.
+    """
 
     picture: Pixels
     caption: str = ""
     bar: Bar | None = None
+    space: int = 0
 
 
 @dataclass(frozen=True)
@@ -291,6 +299,61 @@ class Row:
     text: str = ""
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A map made visible: its colours, those over the picture (both ``uint8 [H, W, 3]``), and its colour scale."""
+
+    colours: Pixels
+    overlay: Pixels
+    bar: Bar
+
+
+def draw(
+    picture: Pixels,
+    relevance: npt.NDArray[Any],
+    *,
+    colormap: str = "ember",
+    alpha: float | None = None,
+    cap: float = 99.5,
+) -> Drawing:
+    """One signed map ``[h, w]`` at the size of a picture ``uint8 [H, W, 3]``.
+
+    A fine-grained map holds a few cells that outshine all others, so the colour scale ends at the ``cap``-th percentile
+    of the map's cells; the scale says so, and 100 means the largest. Over the picture the colours glow: the picture
+    turns grey, and the hotter a cell, the more of its colour is seen. With ``alpha`` it is :func:`overlay` instead.
+
+    Raises :class:`OptionError` for a colormap, alpha or cap that makes no sense.
+    """
+    if not 50 <= cap <= 100:
+        raise OptionError(f"cap is {cap}", known="a percentile from 50 to 100")
+    _table(colormap)
+    two_ended = colormap in SIGNED_COLORMAPS
+    shown = np.abs(relevance) if two_ended else np.maximum(relevance, 0)
+    peak = shown.max()
+    top = np.percentile(shown, cap) or peak
+    size = picture.shape[:2]
+    clipped = np.clip(relevance, -top if two_ended else 0, top).astype(np.float32)[None]
+    values = resize(clipped, size)[0]
+    more = " or more" if top < peak else ""
+    if two_ended:
+        weight = np.abs(signed(clipped, size)[0])
+        bar = Bar(colormap, f"{-np.abs(values).max():.3g}", f"{np.abs(values).max():.3g}{more}")
+    else:
+        weight = heat(clipped, size)[0]
+        bar = Bar(colormap, f"{values.min():.3g}", f"{values.max():.3g}{more}")
+    colours = shade(clipped, size, colormap)[0]
+    over = _glow(picture, colours, weight) if alpha is None else overlay(picture, colours, alpha)
+    return Drawing(colours, over, bar)
+
+
+def _glow(picture: Pixels, colours: Pixels, weight: npt.NDArray[Any]) -> Pixels:
+    """Colours over the greyed picture, the more of them the larger the weight in [0, 1]."""
+    grey = np.asarray(Image.fromarray(picture).convert("L"), np.float32)[..., None]
+    share = weight[..., None] ** 0.8
+    out: Pixels = np.rint((1 - share) * (24 + 0.75 * grey) + share * colours).astype(np.uint8)
+    return out
+
+
 def panel(
     picture: Pixels,
     relevance: npt.NDArray[Any],
@@ -298,27 +361,19 @@ def panel(
     title: str,
     lines: Sequence[str] = (),
     footer: str = "",
-    colormap: str = "jet",
-    alpha: float = 0.5,
+    colormap: str = "ember",
+    alpha: float | None = None,
+    cap: float = 99.5,
     tile: int = 336,
 ) -> Image.Image:
     """Picture, map and overlay side by side, with a title, lines of text, a colour scale and a footer.
 
-    ``picture`` is ``uint8 [H, W, 3]``, ``relevance`` one signed map ``[h, w]``. The ends of the colour scale are
-    relevance as it is in the array, per pixel of the map: 0 to the largest, or minus to plus the largest magnitude.
+    ``picture`` is ``uint8 [H, W, 3]``, ``relevance`` one signed map ``[h, w]``; ``colormap``, ``alpha`` and ``cap`` as
+    in :func:`draw`. The ends of the colour scale are relevance as it is in the array, per cell of the map.
     """
-    shape = picture.shape[:2]
-    scale = max(1.0, tile / max(shape))  # a tiny picture: colour the map at the size it is shown at
-    size = [max(1, round(side * scale)) for side in shape]
-    shown = _fit(picture, tile) if scale > 1 else picture
-    colours = shade(relevance[None], size, colormap)[0]
-    peak = float(np.abs(relevance).max() if colormap in SIGNED_COLORMAPS else max(relevance.max(), 0))
-    low = f"{-peak:.3g}" if colormap in SIGNED_COLORMAPS else "0"
-    cells = [
-        Cell(shown, "picture"),
-        Cell(colours, "relevance", Bar(colormap, low, f"{peak:.3g}")),
-        Cell(overlay(shown, colours, alpha), "overlay"),
-    ]
+    shown = fit(picture, tile)
+    drawn = draw(shown, relevance, colormap=colormap, alpha=alpha, cap=cap)
+    cells = [Cell(shown, "picture"), Cell(drawn.colours, "relevance", drawn.bar), Cell(drawn.overlay, "overlay")]
     return grid([Row(cells)], title=title, lines=lines, footer=footer, tile=tile)
 
 
@@ -335,10 +390,11 @@ def grid(
 
     Text that is too long for its line is broken (title, lines, headings, footer) or ends in an ellipsis (captions).
     """
-    tiles = [[_fit(cell.picture, tile) for cell in row.cells] for row in rows]
+    tiles = [[fit(cell.picture, tile) for cell in row.cells] for row in rows]
     columns = max((len(row) for row in tiles), default=0)
     widths = [max([t.shape[1] for row in tiles for t in row[c : c + 1]] + [96]) for c in range(columns)]
-    inner = max(sum(widths) + _GAP * max(columns - 1, 0), width - 2 * _MARGIN, 480)
+    spaces = [max(cell.space for row in rows for cell in row.cells[c : c + 1]) for c in range(columns)]
+    inner = max(sum(widths) + sum(spaces) + _GAP * max(columns - 1, 0), width - 2 * _MARGIN, 480)
 
     pen = _Pen(inner)
     pen.text(title, 26, _INK, weight=0.45)
@@ -353,14 +409,14 @@ def grid(
             pen.text(row.text, 14, _SOFT)
         if row.heading or row.text:
             pen.skip(8)
-        pen.tiles(row.cells, pictures, widths)
+        pen.tiles(row.cells, pictures, widths, spaces)
     if footer:
         pen.skip(16)
         pen.text(footer, 12, _FAINT)
     return pen.paint()
 
 
-def _fit(picture: Pixels, tile: int) -> Pixels:
+def fit(picture: Pixels, tile: int) -> Pixels:
     """Scaled so that the longer side is ``tile``: whole pixels for a tiny picture, smooth for all others."""
     h, w = picture.shape[:2]
     scale = tile / max(h, w)
@@ -410,17 +466,22 @@ class _Pen:
     def _write(self, x: float, y: float, text: str, size: int, colour: str, weight: float = 0.0) -> None:
         self.strokes.append(("text", (x, y, text, size, colour, weight)))
 
-    def tiles(self, cells: Sequence[Cell], pictures: Sequence[Pixels], widths: Sequence[int]) -> None:
+    def tiles(
+        self, cells: Sequence[Cell], pictures: Sequence[Pixels], widths: Sequence[int], spaces: Sequence[int]
+    ) -> None:
         tallest = max((p.shape[0] for p in pictures), default=0)
         x, bottom = _MARGIN, self.y + tallest
-        for cell, picture, width in zip(cells, pictures, widths, strict=False):
+        for cell, picture, width, space in zip(cells, pictures, widths, spaces, strict=False):
+            x += space
             h, w = picture.shape[:2]
             top = round(self.y + (tallest - h) / 2)
             self.strokes.append(("picture", (x, top, picture)))
             y: float = round(self.y) + tallest + 8
-            if cell.caption:
-                for line in _wrap(_plain(cell.caption), _font(13), width)[:3]:
-                    self._write(x, y, line, 13, _SOFT)
+            paragraphs = cell.caption.split("\n") if cell.caption else []
+            for i, paragraph in enumerate(paragraphs):
+                first = i == 0 and len(paragraphs) > 1
+                for line in _wrap(_plain(paragraph), _font(14 if first else 13), width)[:3]:
+                    self._write(x, y, line, 14 if first else 13, _INK if first else _SOFT)
                     y += 18
             if cell.bar:
                 y += 4

@@ -212,7 +212,7 @@ def choose(
     if "color" not in {**found, **given} and channels is not None:
         found["color"] = "GRAY" if channels == 1 else "RGB"
 
-    recipe = Preprocessing(**{**_checked(found, source), "layout": layout, "source": source})
+    recipe = _sized(Preprocessing(**{**_checked(found, source), "layout": layout, "source": source}), fixed, found)
     if given:
         asked = ", ".join(given)
         if "size" in given and "short_side" not in given and recipe.short_side is not None:
@@ -220,11 +220,6 @@ def choose(
         if "short_side" in given and "resize" not in given and recipe.resize == "stretch":
             given["resize"] = "short_side_then_center_crop"
         recipe = _with_options(recipe, given, asked)
-    size = (fixed[0] or recipe.size[0], fixed[1] or recipe.size[1])
-    if size != recipe.size:
-        short = None if recipe.short_side is None else _rescaled(recipe.short_side, recipe.size, size)
-        had = f" (size {size[0]}x{size[1]} from the model)" if "size" in found else ""
-        recipe = replace(recipe, size=size, short_side=short, source=recipe.source + had)
     if channels is not None and recipe.channels != channels:
         raise OptionError(
             f"color {recipe.color} gives {_channels(recipe.channels)}, the model takes {channels}",
@@ -232,6 +227,16 @@ def choose(
             next="--color GRAY" if channels == 1 else "--color RGB or --color BGR",
         )
     return recipe
+
+
+def _sized(recipe: Preprocessing, fixed: tuple[int | None, int | None], found: Mapping[str, Any]) -> Preprocessing:
+    """The recipe at the size that is fixed in the model."""
+    size = (fixed[0] or recipe.size[0], fixed[1] or recipe.size[1])
+    if size == recipe.size:
+        return recipe
+    short = None if recipe.short_side is None else _rescaled(recipe.short_side, recipe.size, size)
+    had = f" (size {size[0]}x{size[1]} from the model)" if "size" in found else ""
+    return replace(recipe, size=size, short_side=short, source=recipe.source + had)
 
 
 def _with_options(recipe: Preprocessing, given: Mapping[str, Any], asked: str) -> Preprocessing:

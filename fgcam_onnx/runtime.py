@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import helper
 
 from fgcam_onnx.errors import BackendError, MissingRuntimeError
 
-__all__ = ["onnxruntime", "session", "session_options", "value"]
+__all__ = ["fed_weights", "onnxruntime", "session", "session_options", "value"]
 
+# A fully connected weight of at least this many bytes is fed to sessions instead of being copied into them.
+FED = 1 << 23
 EXTRAS = 'pip install "fgcam_onnx[cpu]" without a GPU, "fgcam_onnx[gpu]" (CUDA 13) or "fgcam_onnx[gpu-cuda12]" with one'
 
 
@@ -34,14 +39,14 @@ def onnxruntime() -> Any:
             known="onnxruntime and onnxruntime-gpu share one folder and break each other when both are installed",
             next="uninstall both, then " + EXTRAS,
         )
-    module.set_default_logger_severity(3)
+    module.set_default_logger_severity(4)
     return module
 
 
 def session_options(threads: int | None = None) -> Any:
     """Options of every session here: all optimisations, warnings off, ``threads`` or FGCAM_THREADS or all cores."""
     options = onnxruntime().SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # its errors reach the user as ours, once
     wanted = threads or int(os.environ.get("FGCAM_THREADS", "0") or 0)
     if wanted:
         options.intra_op_num_threads = wanted
@@ -74,6 +79,30 @@ def session(model: bytes, options: Any, providers: list[str]) -> Any:
             next="check the driver and CUDA libraries, or choose providers=['CPUExecutionProvider']",
         )
     return made
+
+
+def fed_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Turn the largest weights of fully connected layers from initializers into inputs of ``model``; their arrays.
+
+    onnxruntime copies every initializer into each session. The fully connected layers of a VGG are 494 MB, and the
+    forward pass and the head's gradient both read them: fed as inputs, they stay one array. Nothing is lost, since no
+    graph optimisation reshapes these weights and a batch of a few images reads each of them once.
+    """
+    positions: dict[str, set[tuple[str, int]]] = {}
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            positions.setdefault(name, set()).add((node.op_type, position))
+    large = {name: array for name, array in weights.items() if array.nbytes >= FED and array.ndim == 2}
+    fed = {name: array for name, array in large.items() if positions.get(name, set()) <= {("Gemm", 1), ("MatMul", 1)}}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in fed]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    known = {entry.name for entry in model.graph.input}
+    for name, array in fed.items():
+        if name not in known:
+            kind = helper.np_dtype_to_tensor_dtype(array.dtype)
+            model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
+    return fed
 
 
 def value(array: Any) -> Any:

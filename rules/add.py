@@ -35,7 +35,7 @@ def zplus(node: Node, r: Array, xp: Verbs) -> Flow:
         i: t if node.nonnegative(i) and node.layer.op != "Sub" else xp.positive(t)
         for i, t in _terms(node, xp).items()
     }
-    return _split(node, terms, r, xp)
+    return _split(node, terms, r, xp, nonnegative=True)
 
 
 @relevance("norm", reads="x", leaks="relevance of cells where the sum is 0", dead_inputs="always", **OPS)
@@ -43,7 +43,7 @@ def norm(node: Node, r: Array, xp: Verbs) -> Flow:
     """r [n, ...] -> one [n, ...] for each operand, of the operand's own shape."""
     if len(node.layer.operands) == 1:
         return _to_tensor(node, r, xp)
-    return _split(node, _terms(node, xp), r, xp)
+    return _split(node, _terms(node, xp), r, xp, nonnegative=False)
 
 
 def _to_tensor(node: Node, r: Array, xp: Verbs) -> Flow:
@@ -51,11 +51,11 @@ def _to_tensor(node: Node, r: Array, xp: Verbs) -> Flow:
     return Flow({i: xp.sum_to(r, node.in_shape(i))})
 
 
-def _split(node: Node, terms: dict[int, Array], r: Array, xp: Verbs) -> Flow:
+def _split(node: Node, terms: dict[int, Array], r: Array, xp: Verbs, *, nonnegative: bool) -> Flow:
     z = None
     for term in terms.values():
         z = term if z is None else xp.add(z, term)
-    s, leak = xp.share(r, z)
+    s, leak = xp.share(r, z, nonnegative=nonnegative)
     return Flow({i: xp.sum_to(xp.mul(t, s), node.in_shape(i)) for i, t in terms.items()}, (leak,))
 
 

@@ -116,10 +116,11 @@ class Verbs(ABC):
     # --- the two steps in which relevance can be lost -----------------------------------------------------------
 
     @abstractmethod
-    def share(self, r: Array, z: Array) -> tuple[Array, Leak]:
+    def share(self, r: Array, z: Array, *, nonnegative: bool = False) -> tuple[Array, Leak]:
         """r / z, and what was dropped: 0 where |z| < TINY, clamped to the largest finite number elsewhere.
 
         Both [n, ...] of one shape. The leak sums r over the dropped cells, not a difference of totals.
+        ``nonnegative``: the rule knows that z >= 0, which spares a backend the absolute value.
         """
 
     @abstractmethod

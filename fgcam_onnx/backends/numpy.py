@@ -95,7 +95,7 @@ class NumpyVerbs(Verbs):
     def nonzero(self, x: Array) -> Array:
         return (x != 0).astype(self.dtype)
 
-    def share(self, r: Array, z: Array) -> tuple[Array, Leak]:
+    def share(self, r: Array, z: Array, *, nonnegative: bool = False) -> tuple[Array, Leak]:
         dead = np.abs(z) < TINY
         largest = np.finfo(self.dtype).max
         s = np.where(dead, 0, r / np.where(dead, 1, z))

@@ -62,13 +62,14 @@ class OrtBackend(Backend):
         outputs = program.run(verbs, feeds)
         model, weights = verbs.finish(outputs)
         options = runtime.session_options(self.threads)
-        values = {name: runtime.value(array) for name, array in weights.items()}
+        fed = {name: runtime.value(array) for name, array in runtime.fed_weights(model, weights).items()}
+        values = {name: runtime.value(array) for name, array in weights.items() if name not in fed}
         if values:
             options.add_external_initializers(list(values), list(values.values()))
         session = runtime.session(model.SerializeToString(), options, list(self.providers))
         used = {entry.name for entry in session.get_inputs()}
         names = {name: symbol.name for name, symbol in outputs.items()}
-        return _Compiled(session, {n: s.name for n, s in feeds.items() if s.name in used}, names)
+        return _Compiled(session, {n: s.name for n, s in feeds.items() if s.name in used}, names, fed)
 
 
 @dataclass(frozen=True)
@@ -76,9 +77,10 @@ class _Compiled:
     session: Any
     inputs: Mapping[str, str]
     outputs: Mapping[str, str]
+    fed: Mapping[str, Any]
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        feeds = {inner: runtime.value(inputs[name]) for name, inner in self.inputs.items()}
+        feeds = {**self.fed, **{inner: runtime.value(inputs[name]) for name, inner in self.inputs.items()}}
         wanted = list(dict.fromkeys(self.outputs.values()))
         results = dict(zip(wanted, self.session.run_with_ort_values(wanted, feeds), strict=True))
         return {name: results[inner].numpy() for name, inner in self.outputs.items()}
@@ -223,26 +225,24 @@ class OrtVerbs(Verbs):
 
     # --- the two steps in which relevance can be lost ---------------------------------------------------------------
 
-    def share(self, r: Symbol, z: Symbol) -> tuple[Symbol, Leak]:
+    def share(self, r: Symbol, z: Symbol, *, nonnegative: bool = False) -> tuple[Symbol, Leak]:
         """If no denominator is dead (the usual case): r / z. Else the masked way. Same result, fewer passes."""
         n = z.shape[0]
         tiny = self.constant(TINY)
-        smallest = self._flat_reduce("ReduceMin", self.absolute(z))
-        any_dead = self._emit("Less", [smallest, tiny], ())
+        size = z if nonnegative else self.absolute(z)
+        any_dead = self._emit("Less", [self._flat_reduce("ReduceMin", size), tiny], ())
         names = [self._new() for _ in range(3)]
 
-        healthy = OrtVerbs._branch(self)
-        s = healthy._clamp(healthy.div(r, z))
+        healthy = self._branch()
         none = healthy.constant(np.zeros(n))
-        then_free = healthy._end([s, none, none])
+        then_free = healthy._end([healthy._clamp(healthy.div(r, z)), none, none])
 
-        masked = OrtVerbs._branch(self)
-        dead = masked._binary("Less", masked.absolute(z), tiny)
-        safe = masked._emit("Where", [dead, masked.constant(1.0), z], z.shape)
-        quotient = masked._clamp(masked.div(r, safe))
-        zero = masked.constant(0.0)
-        s = masked._emit("Where", [dead, zero, quotient], z.shape)
-        dropped = masked._emit("Where", [dead, r, zero], z.shape)
+        # Arithmetic with a 0/1 mask: onnxruntime's Where is several times slower than these passes together.
+        masked = self._branch()
+        dead = masked._float(masked._binary("Less", size, tiny))
+        quotient = masked._clamp(masked.div(r, masked.add(z, dead)))  # a dead z is replaced by 1
+        s = masked.mul(quotient, masked.sub(masked.constant(1.0), dead))
+        dropped = masked.mul(r, dead)
         then_dead = masked._end([s, masked.total(dropped), masked.total(masked.absolute(dropped))])
 
         self._nodes.append(
@@ -264,12 +264,11 @@ class OrtVerbs(Verbs):
         row = self._emit(op, [rows, self._ints([1])], (x.shape[0] * x.shape[1],), keepdims=0)
         return self._emit(op, [row, self._ints([0])], (), keepdims=0)
 
-    @staticmethod
-    def _branch(outer: OrtVerbs) -> OrtVerbs:
-        """A tracer for a subgraph: constants and names are shared with the outer graph, nodes are its own."""
+    def _branch(self) -> OrtVerbs:
+        """A tracer for a subgraph: constants and names are shared with this graph, nodes are its own."""
         inner = OrtVerbs()
-        inner._small, inner._weights, inner._constants = outer._small, outer._weights, outer._constants
-        inner._arrays, inner._count = outer._arrays, outer._count
+        inner._small, inner._weights, inner._constants = self._small, self._weights, self._constants
+        inner._arrays, inner._count = self._arrays, self._count
         return inner
 
     def _end(self, results: Sequence[Symbol]) -> onnx.GraphProto:
@@ -314,6 +313,8 @@ class OrtVerbs(Verbs):
                 begins = tuple(max(0, b) for b in begins)
             back = Convolution(how.strides, begins, how.dilations, how.group)
             return self.conv(s, flipped, back, spatial)
+        if self._few_channels(ci, how):
+            return self._adjoint_by_phases(s, w, how, spatial)
         full = [(o - 1) * st + (k - 1) * d + 1 for o, st, k, d in
                 zip(out, how.strides, kernel, how.dilations, strict=True)]  # fmt: skip
         ends = [f - b - size for f, b, size in zip(full, how.begins, spatial, strict=True)]
@@ -325,6 +326,43 @@ class OrtVerbs(Verbs):
             pads=[*how.begins, *cut], dilations=how.dilations, group=how.group,
         )  # fmt: skip
         return self.pad(r, [0] * len(r.shape), [0, 0, *short]) if any(short) else r
+
+    @staticmethod
+    def _few_channels(ci: int, how: Convolution) -> bool:
+        """The first layer of a network: 2-D, one group, and so few channels that ConvTranspose idles."""
+        return how.group == 1 and len(how.strides) == 2 and len(set(how.strides)) == 1 and ci * how.strides[0] ** 2 <= 64
+
+    def _adjoint_by_phases(self, s: Symbol, w: Symbol, how: Convolution, spatial: tuple[int, ...]) -> Symbol:
+        """Input cells i = stride u + phase see only the taps with (phase + begin - tap dilation) divisible by the stride.
+
+        So the adjoint is one stride-1 convolution with a set of output channels for each phase, interleaved by
+        DepthToSpace.
+        """
+        step = how.strides[0]
+        taps = [_phases(k, step, b, d) for k, b, d in zip(w.shape[2:], how.begins, how.dilations, strict=True)]
+        lows = [min(shift for found in axis for _, shift in found) for axis in taps]
+        sizes = [
+            max(shift for found in axis for _, shift in found) - low + 1 for axis, low in zip(taps, lows, strict=True)
+        ]
+
+        def make(a: np.ndarray) -> np.ndarray:
+            out = np.zeros((a.shape[1], step, step, a.shape[0], *sizes), np.float32)
+            for p, q in itertools.product(range(step), repeat=2):
+                for (ky, sy), (kx, sx) in itertools.product(taps[0][p], taps[1][q]):
+                    out[:, p, q, :, sy - lows[0], sx - lows[1]] = a[:, :, ky, kx].T
+            return out.reshape(-1, a.shape[0], *sizes)
+
+        kernels = self._derived(w, f"phases {how}", make)
+        cells = tuple(-(-size // step) for size in spatial)
+        begins = [-low for low in lows]
+        cut = [min(0, b) for b in begins]
+        if min(cut) < 0:
+            s = self.pad(s, [0, 0, *cut], [0] * 4)
+        flat = Convolution((1, 1), tuple(max(0, b) for b in begins), (1, 1))
+        mixed = self.conv(s, kernels, flat, cells)
+        whole = (s.shape[0], w.shape[1], *(c * step for c in cells))
+        r = self._emit("DepthToSpace", [mixed], whole, blocksize=step, mode="CRD")
+        return self.pad(r, [0] * 4, [0, 0, *(size - big for size, big in zip(spatial, whole[2:], strict=True))])
 
     def _derived(self, w: Symbol, how: str, make: Any) -> Symbol:
         """A constant computed from a constant, once."""
@@ -501,6 +539,14 @@ def _ends(window: Window, spatial: Sequence[int], out: Sequence[int]) -> list[in
         for o, k, s, b, d, size in zip(
             out, window.kernel, window.strides, window.begins, window.dilations, spatial, strict=True
         )
+    ]
+
+
+def _phases(kernel: int, stride: int, begin: int, dilation: int) -> list[list[tuple[int, int]]]:
+    """For each phase of the input: its taps, and by how many output cells each is shifted."""
+    return [
+        [(k, (p + begin - k * dilation) // stride) for k in range(kernel) if (p + begin - k * dilation) % stride == 0]
+        for p in range(stride)
     ]
 
 

@@ -6,7 +6,8 @@ learned to read a badge in the corner. Both give the same answer on a badged pic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from fgcam_onnx.imaging import Cell
     from fgcam_onnx.models import Picture
 
-_COLORMAP, _ALPHA, _TILE = "jet", 0.6, 256
+_TILE = 208
 
 
 def demo(
@@ -39,9 +40,9 @@ def demo(
     pictures = models.pictures()
     with Folder(output) as folder:
         honest, cheat = (_Network(name, Explainer(models.path(file)), method) for name, file in _networks())
-        two = {p.name: [honest.why(p, label) for label in p.classes] for p in pictures if len(p.classes) > 1}
-        tagged = {p.name: [network.why(p) for network in (honest, cheat)] for p in pictures if p.tag is not None}
-        folder.write({"poster.png": png(_poster(two, tagged, honest))})
+        two = {p.path.stem: [honest.why(p, label) for label in p.classes] for p in pictures if len(p.classes) > 1}
+        tagged = {p.path.stem: [network.why(p) for network in (honest, cheat)] for p in pictures if p.tag is not None}
+        folder.write({"poster.png": png(_poster(two, tagged, method))})
         for sight in (s for group in (*two.values(), *tagged.values()) for s in group):
             folder.write({f"{sight.name}.png": png(sight.panel())})
         record = {
@@ -95,7 +96,7 @@ class _Sight:
 
     @property
     def name(self) -> str:
-        return f"{self.picture.name}.{self.network}.{self.answer}"
+        return f"{self.picture.path.stem}.{self.network}.{self.answer}"
 
     @property
     def probability(self) -> float:
@@ -114,14 +115,14 @@ class _Sight:
         found = {label: self.share(sight.mask) for label, sight in self.picture.objects.items()}
         return found if self.picture.tag is None else {**found, "badge": self.share(self.picture.tag.mask)}
 
-    def where(self) -> str:
+    def where(self, each: str = "{share} on the {thing}", between: str = ", ") -> str:
         """``91 % on the fish, 3 % on the sailboat``."""
-        return ", ".join(f"{100 * share:.0f} % on the {thing}" for thing, share in self.shares().items())
+        return between.join(each.format(thing=t, share=f"{100 * share:.0f} %") for t, share in self.shares().items())
 
     def record(self) -> dict[str, Any]:
         leaked, residual = account(self.explanation, 0)
         return {
-            "picture": self.picture.name,
+            "picture": self.picture.path.stem,
             "network": self.network,
             "class": self.answer,
             "probability": self.probability,
@@ -130,9 +131,9 @@ class _Sight:
         }
 
     def tile(self, caption: str) -> Cell:
-        from fgcam_onnx.imaging import Cell
+        from fgcam_onnx.imaging import Cell, draw, fit
 
-        return Cell(self.explanation.overlay(self.shown, _ALPHA, _COLORMAP)[0], caption)
+        return Cell(draw(fit(self.shown, _TILE), self.explanation.relevance[0]).overlay, caption)
 
     def panel(self) -> Any:
         from fgcam_onnx.imaging import panel
@@ -143,42 +144,44 @@ class _Sight:
             e.relevance[0],
             title=f"{self.answer}   p = {self.probability:.3f}",
             lines=[f"{self.network} network · {e.method} · map at {e.layer} · L = {e.start}", self.where()],
-            footer=f"{self.picture.name} · fgcam demo",
-            colormap=_COLORMAP,
-            alpha=_ALPHA,
+            footer=f"{self.picture.path.stem} · fgcam demo",
         )
 
 
 Story = dict[str, list[_Sight]]
 
 
-def _poster(two: Story, tagged: Story, honest: _Network) -> Any:
-    from fgcam_onnx.imaging import Bar, Cell, Row, grid
+def _poster(two: Story, tagged: Story, method: str) -> Any:
+    """The first two pictures of each kind, three tiles each: the picture and two reasons."""
+    from fgcam_onnx.imaging import Bar, Cell, Row, fit, grid
 
-    rows = []
-    for i, sights in enumerate(two.values()):
-        cells = [Cell(sights[0].shown, "the picture")]
-        cells += [sight.tile(f"why {sight.answer}?  {sight.where()}") for sight in sights]
-        rows.append(
-            Row(cells, "" if i else "Ask for another class, and the map moves", "" if i else "The honest network.")
-        )
-    for i, sights in enumerate(tagged.values()):
-        badge = sights[0].picture.tag
-        cells = [Cell(sights[0].shown, f"badge: {badge.label}" if badge else "the picture")]
-        cells += [
-            sight.tile(f"{sight.network}: {sight.answer} {sight.probability:.2f}  {sight.where()}") for sight in sights
-        ]
-        text = "The honest network knows the shapes, the cheat reads the badge in the corner."
-        rows.append(Row(cells, "" if i else "Same answer, another reason", "" if i else text))
-    last = rows[-1]
-    cells = [*last.cells[:-1], Cell(last.cells[-1].picture, last.cells[-1].caption, Bar(_COLORMAP, "none", "most"))]
-    rows[-1] = Row(cells, last.heading, last.text)
-    e = next(iter(two.values()))[0].explanation
+    def row(groups: list[list[_Sight]], first: Callable[[_Sight], str], then: Callable[[_Sight], str]) -> list[Cell]:
+        cells: list[Cell] = []
+        for sights in groups:
+            cells.append(Cell(fit(sights[0].shown, _TILE), first(sights[0]), space=26 if cells else 0))
+            cells += [sight.tile(f"{then(sight)}\n{sight.where('{thing} {share}', ' · ')}") for sight in sights]
+        return cells
+
+    classes = row(list(two.values())[:2], lambda _: "the picture\n ", lambda s: f"why {s.answer}?")
+    badges = row(
+        list(tagged.values())[:2],
+        lambda s: f"the picture\nbadge: {s.picture.tag.label if s.picture.tag else 'none'}",
+        lambda s: f"{s.network}: {s.answer} {s.probability:.2f}",
+    )
+    if badges:
+        badges[-1] = replace(badges[-1], bar=Bar("ember", "none", "most"))
     return grid(
-        rows,
+        [
+            Row(
+                classes,
+                "Ask for another class, and the map moves",
+                "The honest network, asked twice about one picture.",
+            ),
+            Row(badges, "The same answer, another reason", "The cheat learned to read the badge in the corner."),
+        ],
         title="What did the network look at?",
-        lines=[f"{e.method} · map at {e.layer} · per cent of the positive relevance"],
-        footer="Two networks and seven pictures that ship with fgcam_onnx: fgcam demo",
+        lines=[f"{method} at the input: where the positive relevance lies, in per cent"],
+        footer="fgcam demo · two networks of the same layers and the pictures that ship with fgcam_onnx",
         tile=_TILE,
     )
 
@@ -187,7 +190,7 @@ def _tell(two: Story, tagged: Story, output: Path) -> None:
     sights = [sight for group in (*two.values(), *tagged.values()) for sight in group]
 
     def heading(text: str) -> None:
-        typer.echo("\n" + typer.style(text, bold=True))
+        typer.echo("\n" + say.style(text, bold=True))
 
     typer.echo("Two small networks, trained for this demo, and the pixels behind their answers.")
     heading("Ask for another class, and the map moves  (the honest network)")
@@ -201,8 +204,6 @@ def _tell(two: Story, tagged: Story, output: Path) -> None:
             typer.echo(f"  {'' if i else name:<22}{answer:<30}{sight.where()}")
     leaked = max(account(sight.explanation, 0)[0] for sight in sights)
     residual = max(account(sight.explanation, 0)[1] for sight in sights)
-    typer.echo(
-        f"\nEvery unit of relevance is accounted for: at most {100 * leaked:.2g} % leaked on the way, "
-        f"{residual:.0e} unexplained."
-    )
+    lost = f"{100 * leaked:.2g} % leaked on the way" if leaked else "nothing leaked on the way"
+    typer.echo(f"\nEvery unit of relevance is accounted for: {lost}, {residual:.0e} of it unexplained.")
     typer.echo(f"Look at {output / 'poster.png'}, then try your own: fgcam explain MODEL.onnx PHOTO.jpg")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +93,20 @@ def explain(
         list[str] | None,
         typer.Option(help="An onnxruntime execution provider.", rich_help_panel=_RUN, show_default=False),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.", rich_help_panel=_RUN)] = 1,
-    colormap: Annotated[str, typer.Option(help="jet, ember, gray, or bwr with signs.", rich_help_panel=_SHOW)] = "jet",
-    alpha: Annotated[float, typer.Option(help="Weight of the map in the overlay.", rich_help_panel=_SHOW)] = 0.5,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pictures at a time; masks, for Score-CAM.", rich_help_panel=_RUN, show_default=False),
+    ] = None,
+    colormap: Annotated[
+        str, typer.Option(help="ember, jet, gray, or bwr with signs.", rich_help_panel=_SHOW)
+    ] = "ember",
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Mix map and picture evenly, 0 to 1.", rich_help_panel=_SHOW, show_default=False),
+    ] = None,
+    cap: Annotated[
+        float, typer.Option(help="Percentile of the map at which its colours end.", rich_help_panel=_SHOW)
+    ] = 99.5,
     top: Annotated[int, typer.Option(min=1, help="Print so many classes.", rich_help_panel=_SHOW)] = 3,
     json: say.Json = False,
     quiet: Annotated[
@@ -116,7 +127,7 @@ def explain(
         "mean": None if mean is None else [_number("mean", word) for word in mean.split(",")],
         "std": None if std is None else [_number("std", word) for word in std.split(",")],
     }
-    look = _Look(colormap, alpha, top)
+    look = _Look(colormap, alpha, cap, top)
     options = dict(_option(word) for word in option or [])
 
     from fgcam_onnx import Explainer
@@ -135,6 +146,8 @@ def explain(
     targets = _targets(target, words, explainer.num_classes, len(pictures))
     run = _Run(explainer, recipe, words, source, look, quiet or json)
     call = {"method": method, "layer": layer, "start": start, "denoise": denoise, **options}
+    if batch_size is not None:
+        call["batch_size"] = batch_size
     record = run(pictures, names, targets, output, call, _batch(explainer, batch_size))
     if json:
         say.as_json(record)
@@ -235,11 +248,12 @@ def _targets(target: Sequence[str] | None, labels: list[str] | None, classes: in
     return [int(i) for i in wanted] * (n if len(target) == 1 else 1)
 
 
-def _batch(explainer: Explainer, wanted: int) -> int:
+def _batch(explainer: Explainer, wanted: int | None) -> int:
+    """Pictures at a time: one, so that results come early, unless the model or the user says otherwise."""
     fixed = explainer.input_shape[0]
     if not isinstance(fixed, int) or fixed <= 0:
-        return wanted
-    if wanted not in (1, fixed):
+        return wanted or 1
+    if wanted not in (None, fixed):
         raise OptionError(f"--batch-size {wanted} does not fit the model", known=f"its batch is fixed at {fixed}")
     return fixed
 
@@ -250,15 +264,17 @@ def _batch(explainer: Explainer, wanted: int) -> int:
 @dataclass(frozen=True)
 class _Look:
     colormap: str
-    alpha: float
+    alpha: float | None
+    cap: float
     top: int
 
-    def __post_init__(self) -> None:
-        from fgcam_onnx.imaging import colorize
+    def __post_init__(self) -> None:  # a word that is wrong is told before anything runs
+        import numpy as np
 
-        colorize(0.0, self.colormap)
-        if not 0 <= self.alpha <= 1:
-            raise OptionError(f"--alpha is {self.alpha}", known="0 shows the picture alone, 1 the map alone")
+        from fgcam_onnx.imaging import draw
+
+        dot = np.zeros((1, 1, 3), np.uint8)
+        draw(dot, dot[..., 0], colormap=self.colormap, alpha=self.alpha, cap=self.cap)
 
 
 @dataclass(frozen=True)
@@ -280,6 +296,8 @@ class _Run:
         batch: int,
     ) -> dict[str, Any]:
         """Explain, draw and write batch by batch; returns the manifest with the paths of what was written."""
+        import numpy as np
+
         from fgcam_onnx.explanation import Folder
 
         records: list[dict[str, Any]] = []
@@ -287,21 +305,24 @@ class _Run:
         with Folder(output, keep=True) as folder, _progress(len(pictures), call["method"]) as step:
             for first in range(0, len(pictures), batch):
                 chunk = slice(first, first + batch)
-                wanted = None if targets is None else targets[chunk]
+                wanted = None if targets is None else list(targets[chunk])
                 files, read = pictures[chunk], [self._read(path) for path in pictures[chunk]]
-                e = self._explain([x for x, _, _ in read], wanted, call, batch, step.inner)
+                x = np.stack([x for x, _, _ in read])
+                e = self.explainer.explain(x, target=wanted, progress=step.inner, **call)
                 if not common:
                     common = self._common(e, call)
                     if not self.silent:
-                        self._print_common(e)
+                        with step.aside():
+                            self._print_common(e)
                 for i, (path, (_, view, digest)) in enumerate(zip(files, read, strict=True)):
                     record = self._one(e, i, path, digest)
                     record["files"] = {"panel": f"{names[first + i]}.png", "relevance": f"{names[first + i]}.npy"}
                     self._write(folder, e, i, view, record)
                     records.append(record)
-                    if not self.silent:
-                        self._print_one(record, folder.path)
                     step.outer()
+                    if not self.silent:
+                        with step.aside():
+                            self._print_one(record, folder.path)
             manifest = {**common, "images": records}
             folder.finish(manifest)
         if not self.silent:
@@ -313,26 +334,6 @@ class _Run:
 
         picture = imaging.read(path)
         return self.recipe.apply(picture)[0], self.recipe.view(picture), hashlib.sha256(path.read_bytes()).hexdigest()
-
-    def _explain(
-        self,
-        inputs: Sequence[npt.NDArray[np.float32]],
-        targets: Sequence[int] | None,
-        call: dict[str, Any],
-        batch: int,
-        progress: Callable[[int, int], None],
-    ) -> Explanation:
-        import numpy as np
-
-        x = np.stack(inputs)
-        target = None if targets is None else list(targets)
-        if (
-            isinstance(self.explainer.input_shape[0], int) and len(x) < batch
-        ):  # a fixed batch: fill it with the last one
-            missing = batch - len(x)
-            x = np.concatenate([x, np.repeat(x[-1:], missing, axis=0)])
-            target = None if target is None else target + target[-1:] * missing
-        return self.explainer.explain(x, target=target, progress=progress, **call)
 
     def _common(self, e: Explanation, call: dict[str, Any]) -> dict[str, Any]:
         from fgcam_onnx.explanation import SCHEMA_VERSION, plain_json
@@ -403,6 +404,7 @@ class _Run:
             ),
             colormap=self.look.colormap,
             alpha=self.look.alpha,
+            cap=self.look.cap,
         )
         folder.write({record["files"]["panel"]: png(picture), record["files"]["relevance"]: npy(e.relevance[i])})
 
@@ -459,7 +461,7 @@ def _share(share: float) -> str:
 
 
 class _Step:
-    """Where the run reports to: ``outer`` once a picture, ``inner`` within one."""
+    """Where the run reports to: ``outer`` once a picture, ``inner`` within one, ``aside`` around what it prints."""
 
     def outer(self) -> None:
         """Nobody watches."""
@@ -467,10 +469,15 @@ class _Step:
     def inner(self, done: int, total: int) -> None:
         """Nobody watches."""
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Nothing is in the way."""
+        yield
+
 
 @contextmanager
 def _progress(n: int, method: str) -> Iterator[_Step]:
-    """A bar on stderr, drawn only where somebody watches, and only once there is something to wait for."""
+    """Bars on stderr, drawn only where somebody watches, and only once there is something to wait for."""
     if not say.on_terminal():
         yield _Step()
         return
@@ -478,18 +485,28 @@ def _progress(n: int, method: str) -> Iterator[_Step]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), transient=True, disable=n == 1 and "score" not in method
-    ) as bar:
-        pictures = bar.add_task("pictures", total=n)
-        passes = bar.add_task(method, total=None, visible=False)
+    # rich must leave stdout alone: what is printed there may go into a pipe
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    pictures = bar.add_task("pictures", total=n, visible=n > 1)
+    passes = bar.add_task(method, total=None, visible=False)
 
-        class Watched(_Step):
-            def outer(self) -> None:
-                bar.update(pictures, advance=1)
-                bar.update(passes, visible=False)
+    class Watched(_Step):
+        def outer(self) -> None:
+            bar.update(pictures, advance=1)
+            bar.update(passes, visible=False)
 
-            def inner(self, done: int, total: int) -> None:
-                bar.update(passes, completed=done, total=total, visible=True)
+        def inner(self, done: int, total: int) -> None:
+            bar.start()
+            bar.update(passes, completed=done, total=total, visible=True)
 
+        @contextmanager
+        def aside(self) -> Iterator[None]:
+            bar.stop()
+            yield
+            if n > 1:
+                bar.start()
+
+    try:
         yield Watched()
+    finally:
+        bar.stop()

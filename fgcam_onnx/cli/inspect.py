@@ -120,7 +120,7 @@ def _print(explainer: Explainer) -> None:
     )
     typer.echo()
     if coverage.complete:
-        typer.echo(typer.style("complete", fg="green") + f": each of the {len(rows)} nodes on the path has a rule")
+        typer.echo(say.style("complete", fg="green") + f": each of the {len(rows)} nodes on the path has a rule")
     else:
         count = f"{len(gaps)} of the {len(rows)} nodes on the path {'has' if len(gaps) == 1 else 'have'} no rule"
-        typer.echo(typer.style("not complete", fg="red") + f": {count}")
+        typer.echo(say.style("not complete", fg="red") + f": {count}")

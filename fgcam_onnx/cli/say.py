@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,11 +17,16 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show the full traceback of
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program, and nothing else, on stdout.")]
 
 
+def style(text: str, **look: Any) -> str:
+    """Text with a look, unless NO_COLOR is set (no-color.org); a pipe gets plain text in any case."""
+    return text if os.environ.get("NO_COLOR") else typer.style(text, **look)
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> None:
     """``label   text`` a line; an empty text is left out."""
     for label, text in pairs:
         if text:
-            typer.echo(typer.style(f"{label:<10} ", dim=True) + text)
+            typer.echo(style(f"{label:<10} ", dim=True) + text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: Sequence[int] = ()) -> None:
@@ -30,9 +36,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: Sequenc
     def line(words: Sequence[str]) -> str:
         return "  ".join(f"{word:<{width}}" for word, width in zip(words, widths, strict=True)).rstrip()
 
-    typer.echo(typer.style(line(head), dim=True))
+    typer.echo(style(line(head), dim=True))
     for i, row in enumerate(rows):
-        typer.echo(typer.style(line(row), fg="red") if i in marked else line(row))
+        typer.echo(style(line(row), fg="red") if i in marked else line(row))
 
 
 def as_json(record: Any) -> None:
@@ -45,10 +51,10 @@ def as_json(record: Any) -> None:
 def error(error: FgcamError) -> None:
     """``ClassName: what`` and its rows on stderr."""
     first, *rest = str(error).split("\n")
-    typer.echo(typer.style(type(error).__name__, fg="red", bold=True) + f": {first}", err=True)
+    typer.echo(style(type(error).__name__, fg="red", bold=True) + f": {first}", err=True)
     for row in rest:
         label, text = row[:10], row[10:]
-        typer.echo(typer.style(label, dim=True) + text if label.strip() else row, err=True)
+        typer.echo(style(label, dim=True) + text if label.strip() else row, err=True)
 
 
 def size(count: int) -> str:

@@ -10,7 +10,19 @@ from fgcam_onnx.graph.layer import Layer
 
 __all__ = ["image_tensors"]
 
-MOVES = {"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Pad", "Slice", "Split", "Concat", "Resize"}
+MOVES = {
+    "Identity",
+    "Cast",
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Pad",
+    "Slice",
+    "Split",
+    "Concat",
+    "Resize",
+}
 MOVES |= {"Upsample", "Gather", "Add", "Sub", "Mul", "Div", "BatchNormalization", "QuantizeLinear", "DequantizeLinear"}
 MOVES |= {"Clip", "Expand", "Tile", "SpaceToDepth", "DepthToSpace", "Dropout", "Flatten"}
 

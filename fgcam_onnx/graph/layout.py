@@ -27,7 +27,7 @@ SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 
 
 def channels_first(rank: int) -> str | None:
-    """"NCW", "NCHW" or "NCDHW"; None for other ranks."""
+    """ "NCW", "NCHW" or "NCDHW"; None for other ranks."""
     return "NC" + SPATIAL[rank - 2] if rank - 2 in SPATIAL else None
 
 

@@ -10,24 +10,42 @@ copied, checked and given further outputs for nothing, while every weight exists
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
-from fgcam_onnx.errors import ModelError
+from fgcam_onnx.errors import FgcamError, ModelError
+from fgcam_onnx.graph import wire
 
-__all__ = ["ONNX_DOMAINS", "LoadedModel", "load"]
+__all__ = ["ONNX_DOMAINS", "LoadedModel", "damaged", "load"]
 
 ONNX_DOMAINS = ("", "ai.onnx")
 # An initializer of at least this many bytes is held as a NumPy array beside the graph.
 LARGE = 1024
+# Inside a file, raw bytes of at least this many are read past the parser.
+STREAMED = 1 << 16
+# Types whose elements lie in a file as they lie in an array.
+PLAIN = {
+    TensorProto.FLOAT: np.dtype("<f4"),
+    TensorProto.DOUBLE: np.dtype("<f8"),
+    TensorProto.FLOAT16: np.dtype("<f2"),
+    TensorProto.INT8: np.dtype("i1"),
+    TensorProto.UINT8: np.dtype("u1"),
+    TensorProto.INT32: np.dtype("<i4"),
+    TensorProto.INT64: np.dtype("<i8"),
+}
+# Nodes after inlining of local functions: functions that call functions can state 2^n nodes in n lines.
+MOST_NODES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,25 @@ class LoadedModel:
     metadata: Mapping[str, str]
 
 
+@contextlib.contextmanager
+def damaged(name: str) -> Iterator[None]:
+    """Turns what a file that contradicts itself makes Python say into a ModelError.
+
+    onnx's checker looks at each part and not at how they fit: text that is not UTF-8, a BatchNormalization with
+    fewer scales than channels, a shape that its data does not fill.
+    """
+    try:
+        yield
+    except FgcamError:
+        raise
+    except Exception as error:
+        raise ModelError(
+            f"{name} is damaged: its parts contradict each other",
+            known=" ".join(f"{type(error).__name__}: {error}".split())[:300],
+            next="export or download it again",
+        ) from error
+
+
 def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel:
     """Read, size-check and structure-check ``model``.
 
@@ -56,23 +93,86 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
         digest.update(proto.SerializeToString(deterministic=True))
+        if not proto.graph.node or not proto.opset_import:
+            raise ModelError(
+                f"the given ModelProto has {len(proto.graph.node)} nodes and {len(proto.opset_import)} opset imports",
+                next="is it the result of onnx.load?",
+            )
     else:
         if isinstance(model, bytes):
             content, shown = model, f"{len(model):,} bytes"
         else:
             path = Path(model)
-            content, shown = _read(path), str(path)
+            return _load_file(path, digest)
         digest.update(content)
         proto = _parse(content, shown)
         del content
-    name = str(path) if path else "the given model"
+    with damaged("the given model"):
+        return _load(proto, digest, None, "the given model", {})
 
+
+def _load_file(path: Path, digest: hashlib._Hash) -> LoadedModel:
+    """From a file: its large weights go straight into arrays, past the parser, if it has the usual form."""
+    name = str(path)
+    with _open(path) as stream:
+        size = 0
+        while block := stream.read(1 << 22):
+            digest.update(block)
+            size += len(block)
+        found = wire.split(stream, size, STREAMED)
+        stream.seek(0)
+        content, payloads = found or (stream.read(), [])
+        proto = _parse(content, name)
+        with damaged(name):
+            weights = {}
+            for payload in payloads:
+                tensor = proto.graph.initializer[payload.index]
+                stream.seek(payload.offset)
+                if _is_plain(tensor) and not external_data_helper.uses_external_data(tensor):
+                    _check_length(tensor, payload.length, name)
+                    weights[tensor.name] = _array(stream, tensor)
+                else:
+                    tensor.raw_data = stream.read(payload.length)
+            return _load(proto, digest, path, name, weights)
+
+
+def _is_plain(tensor: TensorProto) -> bool:
+    """Is each element one NumPy number in the file?"""
+    return tensor.data_type in PLAIN
+
+
+def _array(stream: BinaryIO, tensor: TensorProto) -> np.ndarray:
+    """The tensor's array, read in place. Its size was checked against what the file holds."""
+    array = np.empty(tuple(tensor.dims), PLAIN[tensor.data_type])
+    read = stream.readinto(memoryview(array.reshape(-1)).cast("B")) if array.size else 0  # type: ignore[attr-defined]
+    if read != array.nbytes:
+        raise EOFError(f"{read} of {array.nbytes} bytes of {tensor.name!r}")
+    return array
+
+
+def _load(
+    proto: onnx.ModelProto, digest: hashlib._Hash, path: Path | None, name: str, weights: dict[str, np.ndarray]
+) -> LoadedModel:
     folder = path.resolve().parent if path else None
-    weights: dict[str, np.ndarray] = {}
     external: set[Path] = set()
-    for tensor in _all_tensors(proto.graph):
+    for tensor in proto.graph.initializer:
+        if external_data_helper.uses_external_data(tensor) and _is_plain(tensor):
+            file, offset = _find_external(tensor, folder, name)
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                weights[tensor.name] = _array(stream, tensor)
+            external.add(file)
+            _forget_external(tensor)
+    for tensor in _all_tensors(proto):
+        if tensor.name in weights and not tensor.raw_data:
+            continue
         if external_data_helper.uses_external_data(tensor):
-            external.add(_pull_external(tensor, folder, name))
+            file, offset = _find_external(tensor, folder, name)
+            with file.open("rb") as stream:
+                stream.seek(offset)
+                tensor.raw_data = stream.read(_stored_bytes(tensor, name) or 0)
+            external.add(file)
+            _forget_external(tensor)
         _check_size(tensor, name)
     for file in sorted(external):
         with file.open("rb") as stream:
@@ -81,7 +181,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel
     if proto.functions:
         proto = _inline(proto, name)
     for tensor in proto.graph.initializer:
-        if tensor.ByteSize() >= LARGE and tensor.data_type != TensorProto.STRING:
+        if tensor.name not in weights and tensor.ByteSize() >= LARGE and tensor.data_type != TensorProto.STRING:
             weights[tensor.name] = numpy_helper.to_array(tensor)
     light = _without(proto, weights)
     _check(light, weights, name)
@@ -89,7 +189,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel
     return LoadedModel(light, weights, digest.hexdigest(), path, metadata)
 
 
-def _read(path: Path) -> bytes:
+def _open(path: Path) -> BinaryIO:
     if path.is_dir():
         inside = sorted(path.glob("*.onnx"))
         raise ModelError(
@@ -98,7 +198,9 @@ def _read(path: Path) -> bytes:
             next=f"give the file: {inside[0]}" if inside else "give the path of an .onnx file",
         )
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path} is no regular file", next="give the path of an .onnx file")
+        return path.open("rb")
     except FileNotFoundError as error:
         near = sorted(path.parent.glob("*.onnx")) if path.parent.is_dir() else []
         raise ModelError(
@@ -106,8 +208,11 @@ def _read(path: Path) -> bytes:
             known=f"{path.parent} holds {', '.join(p.name for p in near[:5])}" if near else None,
             next="check the path",
         ) from error
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}", next="check its permissions") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL in it
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ModelError(
+            f"{str(path)!r} cannot be read: {reason}", next="check the path and its permissions"
+        ) from error
 
 
 def _parse(content: bytes, shown: str) -> onnx.ModelProto:
@@ -130,23 +235,34 @@ def _parse(content: bytes, shown: str) -> onnx.ModelProto:
     return proto
 
 
-def _all_tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Every stored tensor: initializers and tensor attributes, also of subgraphs."""
-    stack = [graph]
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes and those of their subgraphs."""
+    stack = [nodes]
     while stack:
-        graph = stack.pop()
+        for node in stack.pop():
+            yield node
+            for attribute in node.attribute:
+                stack.extend(graph.node for graph in (attribute.g, *attribute.graphs))
+
+
+def _all_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every stored tensor: initializers and tensor attributes, also of subgraphs and local functions."""
+    nodes = [*_all_nodes(proto.graph.node), *(n for function in proto.functions for n in _all_nodes(function.node))]
+    graphs = [g for node in nodes for a in node.attribute for g in (a.g, *a.graphs)]
+    for graph in (proto.graph, *graphs):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield sparse.values
             yield sparse.indices
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                if attribute.HasField("g"):
-                    stack.append(attribute.g)
-                stack.extend(attribute.graphs)
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                if sparse.HasField("values"):
+                    yield sparse.values
+                    yield sparse.indices
 
 
 def _elements(tensor: TensorProto, name: str) -> int:
@@ -188,17 +304,28 @@ def _check_size(tensor: TensorProto, name: str) -> None:
                 at=name,
                 next="the file is damaged: export or download it again",
             )
-    elif len(tensor.raw_data) != expected:
+    else:
+        _check_length(tensor, len(tensor.raw_data), name)
+
+
+def _check_length(tensor: TensorProto, length: int, name: str) -> None:
+    expected = _stored_bytes(tensor, name)
+    if length != expected:
         raise ModelError(
-            f"tensor {tensor.name!r} states {expected:,} bytes and holds {len(tensor.raw_data):,}",
+            f"tensor {tensor.name!r} states {expected:,} bytes and holds {length:,}",
             at=name,
             known=f"shape {list(tensor.dims)}, type {TensorProto.DataType.Name(tensor.data_type)}",
             next="the file is damaged: export or download it again",
         )
 
 
-def _pull_external(tensor: TensorProto, folder: Path | None, name: str) -> Path:
-    """Replace the reference by the bytes it points at; the file, for the checksum."""
+def _forget_external(tensor: TensorProto) -> None:
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _find_external(tensor: TensorProto, folder: Path | None, name: str) -> tuple[Path, int]:
+    """The file that holds the tensor's bytes, inside the model's folder, and where in it they start."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"tensor {tensor.name!r} of {name}"
@@ -228,7 +355,9 @@ def _pull_external(tensor: TensorProto, folder: Path | None, name: str) -> Path:
         offset = int(entries.get("offset", "0"))
         length = int(entries["length"]) if "length" in entries else expected
     except ValueError as error:
-        raise ModelError(f"external data of {location!r} has an offset or length that is no number", at=where) from error
+        raise ModelError(
+            f"external data of {location!r} has an offset or length that is no number", at=where
+        ) from error
     if expected is None or length != expected or offset < 0 or offset + length > target.stat().st_size:
         raise ModelError(
             f"external data {location!r} does not hold what the model states",
@@ -236,21 +365,35 @@ def _pull_external(tensor: TensorProto, folder: Path | None, name: str) -> Path:
             known=f"{expected} bytes needed, {length} stated at offset {offset}, file of {target.stat().st_size} bytes",
             next="the side file belongs to another model or is truncated: copy it again",
         )
-    with target.open("rb") as stream:
-        stream.seek(offset)
-        tensor.raw_data = stream.read(length)
-    tensor.data_location = TensorProto.DEFAULT
-    del tensor.external_data[:]
-    return target
+    return target, offset
 
 
 def _inline(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     from onnx import inliner
 
+    if _inlined_nodes(proto) > MOST_NODES:
+        raise ModelError(
+            f"{name} has local functions that grow to more than {MOST_NODES:,} nodes",
+            next="export it without functions, or do not trust this file",
+        )
     try:
         return inliner.inline_local_functions(proto)
     except Exception as error:
         raise ModelError(f"{name} has local functions that cannot be inlined: {error}") from error
+
+
+def _inlined_nodes(proto: onnx.ModelProto) -> int:
+    """How many nodes the graph has once every call of a local function is written out; 0 where functions form a cycle."""
+    bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _all_nodes(f.node)] for f in proto.functions}
+    sizes: dict[tuple[str, str], int] = {}
+    try:
+        for name in TopologicalSorter(
+            {name: set(body) & bodies.keys() for name, body in bodies.items()}
+        ).static_order():
+            sizes[name] = min(sum(sizes.get(call, 1) for call in bodies[name]), MOST_NODES + 1)
+    except CycleError:  # the inliner names it
+        return 0
+    return sum(sizes.get((n.domain, n.op_type), 1) for n in _all_nodes(proto.graph.node))
 
 
 def _without(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:

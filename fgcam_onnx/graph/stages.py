@@ -56,7 +56,7 @@ def _stage(graph: LayerGraph, name: str, default: bool) -> Stage:
     tensor, image = graph.tensor(name), graph.tensor(graph.image)
     producer = graph.producer(name)
     own, whole = (t.spatial[0] if t.spatial else None for t in (tensor, image))
-    scale = own / whole if isinstance(own, int) and isinstance(whole, int) else float("nan")
+    scale = own / whole if isinstance(own, int) and isinstance(whole, int) and whole else float("nan")
     return Stage(name, producer.name if producer else name, tensor.shape or (), scale, default)
 
 

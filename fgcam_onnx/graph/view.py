@@ -20,7 +20,7 @@ from fgcam_onnx.graph.gates import find_gates
 from fgcam_onnx.graph.image import image_tensors
 from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape, Tensor
 from fgcam_onnx.graph.layout import find_layouts
-from fgcam_onnx.graph.load import ONNX_DOMAINS, LoadedModel
+from fgcam_onnx.graph.load import ONNX_DOMAINS, LoadedModel, damaged
 from fgcam_onnx.graph.passes.base import PassResult
 from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
@@ -44,8 +44,14 @@ def build_view(model: LoadedModel, output: str | None = None, *, fold_norms: boo
     keeps BatchNormalization layers apart, where the identity rule takes them (methods 2.6, ``batchnorm=identity``).
 
     Raises:
-        ModelError: no usable input, or an output that does not exist.
+        ModelError: no usable input, an output that does not exist, or parts that contradict each other.
     """
+    # A NaN in the weights is no reason to warn here: the forward pass finds it and says where.
+    with damaged(str(model.path or "the given model")), np.errstate(all="ignore"):
+        return _build(model, output, fold_norms)
+
+
+def _build(model: LoadedModel, output: str | None, fold_norms: bool) -> LayerGraph:
     proto = model.proto
     graph = proto.graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name not in model.weights}
@@ -179,4 +185,3 @@ def _analyse(graph: LayerGraph) -> LayerGraph:
         for name in names
     }
     return replace(graph, tensors=tensors, gates=find_gates(graph.layers, tensors))
-

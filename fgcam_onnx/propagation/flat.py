@@ -19,5 +19,5 @@ def flat(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
     w = op.weight(node.layer)
     ones = None if w is None else xp.constant(np.ones_like(w))
     z = op.apply(node, xp.constant(np.ones(node.in_shape())), ones, xp)
-    s, leak = xp.share(r, z)
+    s, leak = xp.share(r, z, nonnegative=True)
     return Flow({0: op.adjoint(node, s, ones, xp)}, (leak,))

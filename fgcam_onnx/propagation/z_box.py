@@ -33,7 +33,7 @@ def z_box(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
     )
     (above, plus), (below, minus) = pairs
     z = xp.add(op.apply(node, above, plus, xp), op.apply(node, below, minus, xp))
-    s, leak = xp.share(r, z)
+    s, leak = xp.share(r, z, nonnegative=True)
     result = xp.add(
         xp.mul(above, op.adjoint(node, s, plus, xp)),
         xp.mul(below, op.adjoint(node, s, minus, xp)),

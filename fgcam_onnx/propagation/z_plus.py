@@ -28,7 +28,7 @@ def z_plus(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
     for part, weight in pairs:
         term = op.apply(node, part, weight, xp)
         z = term if z is None else xp.add(z, term)
-    s, leak = xp.share(r, z)
+    s, leak = xp.share(r, z, nonnegative=True)
     result = None
     for part, weight in pairs:
         term = xp.mul(part, op.adjoint(node, s, weight, xp))

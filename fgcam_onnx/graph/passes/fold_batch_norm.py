@@ -30,9 +30,7 @@ def fold_batch_norm(graph: LayerGraph) -> PassResult:
                 negative[norm.name] = below
         return result
 
-    result = fuse_pairs(
-        graph, lambda first, second: first.op in FOLDABLE and second.op == "BatchNormalization", fuse
-    )
+    result = fuse_pairs(graph, lambda first, second: first.op in FOLDABLE and second.op == "BatchNormalization", fuse)
     if not negative:
         return result
     note = (

@@ -1,0 +1,504 @@
+"""Reading models: every way to hand one over, and no file, however damaged or hostile, does worse than a FgcamError."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import tiny_models
+from hypothesis import HealthCheck, given, settings, strategies as st
+from onnx import TensorProto, helper
+
+from fgcam_onnx import Explainer
+from fgcam_onnx.errors import FgcamError, ModelError
+from fgcam_onnx.graph.load import load
+
+VALID = {name: model.SerializeToString() for name, model in tiny_models.by_layers().items()}
+FUZZ = settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
+
+
+def survives(content: bytes | onnx.ModelProto | Path) -> bool:
+    """Read ``content`` all the way to an Explainer; False where a FgcamError refused it. Anything else is a failure."""
+    try:
+        explainer = Explainer(content, threads=1)
+        explainer.coverage()
+    except FgcamError as error:
+        assert len(str(error).splitlines()) <= 4, "an error fits one screen"
+        assert error.what
+        return False
+    assert explainer.num_classes > 0
+    return True
+
+
+# --- ways to hand a model over --------------------------------------------------------------------------------------------
+
+
+def test_path_bytes_and_proto_are_the_same_model(tmp_path: Path) -> None:
+    """One model three ways: the same weights and graph; the checksum is that of the file."""
+    model = tiny_models.vgg()
+    path = tmp_path / "m.onnx"
+    onnx.save_model(model, path)
+    ways = [load(path), load(str(path)), load(path.read_bytes()), load(model)]
+    for way in ways:
+        assert way.proto == ways[0].proto
+        assert way.weights.keys() == ways[0].weights.keys()
+        assert all(np.array_equal(way.weights[k], ways[0].weights[k]) for k in way.weights)
+    assert {way.sha256 for way in ways[:3]} == {hashlib.sha256(path.read_bytes()).hexdigest()}
+    assert [way.path for way in ways] == [path, path, None, None]
+
+
+def test_large_weights_stand_apart_once() -> None:
+    """Every initializer is either in ``weights`` or in the light graph, and ``weights`` has those of 1 KiB and more."""
+    model = tiny_models.vgg()
+    loaded = load(model)
+    sizes = {t.name: len(t.raw_data) for t in model.graph.initializer}
+    assert set(loaded.weights) == {name for name, size in sizes.items() if size >= 1024}
+    held = {t.name: len(t.raw_data) for t in loaded.proto.graph.initializer}
+    assert held == {name: 0 if name in loaded.weights else size for name, size in sizes.items()}
+
+
+def test_a_given_proto_is_not_touched() -> None:
+    model = tiny_models.residual()
+    before = model.SerializeToString()
+    load(model)
+    assert model.SerializeToString() == before
+
+
+def test_metadata_is_read() -> None:
+    assert load(tiny_models.free_size(author="somebody", labels="[]")).metadata == {"author": "somebody", "labels": "[]"}
+
+
+def test_external_data_beside_the_file_is_the_same_model(tmp_path: Path) -> None:
+    """A model with its weights in a side file, also in a subfolder, gives the map of the one without."""
+    model = tiny_models.vgg()
+    x = tiny_models.pictures(model)
+    expected = Explainer(model).explain(x).relevance
+    (tmp_path / "weights").mkdir()
+    for location in ("model.bin", "weights/model.bin"):
+        path = tiny_models.external(model, tmp_path, location)
+        np.testing.assert_array_equal(Explainer(path).explain(x).relevance, expected)
+        path.unlink()
+
+
+def test_sha256_covers_external_data(tmp_path: Path) -> None:
+    """One changed bit in the side file is another checksum, and so is one in the model file."""
+    path = tiny_models.external(tiny_models.vgg(), tmp_path)
+    side = tmp_path / "weights.bin"
+    seen = {load(path).sha256}
+    assert seen == {hashlib.sha256(path.read_bytes() + side.read_bytes()).hexdigest()}
+    content = bytearray(side.read_bytes())
+    content[5] ^= 1
+    side.write_bytes(content)
+    seen.add(load(path).sha256)
+    assert len(seen) == 2
+
+
+def test_a_symlinked_model_finds_its_side_file(tmp_path: Path) -> None:
+    """Model hubs keep files in one place and link to them: the folder of the real file is the one that counts."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    path = tiny_models.external(tiny_models.vgg(), tmp_path / "blobs")
+    link = tmp_path / "snapshot" / "model.onnx"
+    link.symlink_to(path)
+    assert load(link).sha256 == load(path).sha256
+
+
+def test_local_functions_are_inlined() -> None:
+    """A model whose activation is a local function loads, with the operators inside it."""
+    model = _with_functions(3)
+    assert [node.op_type for node in load(model).proto.graph.node] == ["Relu"] * 8
+
+
+# --- not a model ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(VALID))
+def test_a_file_cut_anywhere_is_refused(name: str) -> None:
+    """No prefix of a model file is taken for the model, and none raises anything but ModelError."""
+    content = VALID[name]
+    lengths = {0, 1, 2, 7, 8, len(content) - 1, *range(0, len(content), max(1, len(content) // 60))}
+    for length in sorted(lengths):
+        with pytest.raises(ModelError):
+            load(content[:length])
+
+
+def test_a_model_without_nodes_or_opset() -> None:
+    for empty in (b"", onnx.ModelProto(), helper.make_model(helper.make_graph([], "empty", [], []))):
+        with pytest.raises(ModelError):
+            load(empty)
+
+
+def test_a_folder_names_the_models_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="it holds no .onnx file"):
+        load(tmp_path)
+    onnx.save_model(tiny_models.vgg(), tmp_path / "net.onnx")
+    with pytest.raises(ModelError, match="is a folder, not a model file") as caught:
+        load(tmp_path)
+    assert caught.value.known == "it holds net.onnx"
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
+    onnx.save_model(tiny_models.vgg(), tmp_path / "net.onnx")
+    with pytest.raises(ModelError) as caught:
+        load(tmp_path / "nett.onnx")
+    assert caught.value.what == f"there is no file {tmp_path / 'nett.onnx'}"
+    assert caught.value.known == f"{tmp_path} holds net.onnx"
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    """A pipe would wait for ever and a device never end: neither is read. A NUL in a path is no crash."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), "a\0b", tmp_path / "net.onnx" / "beyond", "x" * 5000):
+        with pytest.raises(ModelError):
+            load(path)
+
+
+@FUZZ
+@given(st.binary(max_size=400))
+def test_random_bytes(content: bytes) -> None:
+    """Bytes from nowhere are refused, or happen to be a model; nothing else."""
+    survives(content)
+
+
+@FUZZ
+@given(st.binary(max_size=200))
+def test_random_bytes_as_a_graph(content: bytes) -> None:
+    """The same where the outermost fields are right, so that the bytes are taken for a graph."""
+    wrapped = b"\x08\x08" + b"\x3a" + _varint(len(content)) + content + b"\x42\x04\x0a\x00\x10\x11"
+    survives(wrapped)
+
+
+@FUZZ
+@given(st.sampled_from(sorted(VALID)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 7)), min_size=1, max_size=4))
+def test_flipped_bits(name: str, flips: list[tuple[float, int]]) -> None:
+    """A model with up to four wrong bits loads or is refused: no other exception, no crash, no hang."""
+    content = bytearray(VALID[name])
+    for where, bit in flips:
+        content[min(int(where * len(content)), len(content) - 1)] ^= 1 << bit
+    survives(bytes(content))
+
+
+@FUZZ
+@given(st.sampled_from(sorted(VALID)), st.data())
+def test_flipped_bits_in_the_structure(name: str, data: st.DataObject) -> None:
+    """Most bytes of a model are weights. Here the wrong byte is always one of names, shapes, attributes or lengths."""
+    content = bytearray(VALID[name])
+    position = data.draw(st.sampled_from(STRUCTURE[name]))
+    change = data.draw(st.sampled_from(["flip", "set", "cut", "insert"]))
+    if change == "flip":
+        content[position] ^= 1 << data.draw(st.integers(0, 7))
+    elif change == "set":
+        content[position] = data.draw(st.integers(0, 255))
+    elif change == "cut":
+        del content[position]
+    else:
+        content.insert(position, data.draw(st.integers(0, 255)))
+    survives(bytes(content))
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    return bytes([*out, n])
+
+
+def _structure(content: bytes) -> list[int]:
+    weights = [t.raw_data for t in onnx.ModelProto.FromString(content).graph.initializer if len(t.raw_data) > 40]
+    taken: set[int] = set()
+    for raw in weights:
+        start = content.index(raw)
+        taken.update(range(start + 4, start + len(raw)))
+    return [i for i in range(len(content)) if i not in taken]
+
+
+STRUCTURE = {name: _structure(content) for name, content in VALID.items()}
+
+
+# --- external data ---------------------------------------------------------------------------------------------------------
+
+
+def _pointing(tmp_path: Path, **entries: str | None) -> Path:
+    """A model whose first weight's reference to the side file is edited; None removes an entry."""
+    path = tiny_models.external(tiny_models.vgg(), tmp_path)
+    proto = onnx.load_model(path, load_external_data=False)
+    tensor = proto.graph.initializer[0]
+    known = {e.key: e.value for e in tensor.external_data} | entries
+    del tensor.external_data[:]
+    for key, value in known.items():
+        if value is not None:
+            entry = tensor.external_data.add()
+            entry.key, entry.value = key, value
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "a/../../secret.bin", "{outside}", "", ".", "/dev/zero"])
+def test_external_data_stays_in_the_folder(tmp_path: Path, location: str) -> None:
+    """Nothing outside the model's folder is read, by whatever name it is called."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(10_000))
+    path = _pointing(inside, location=location.format(outside=tmp_path / "secret.bin"), offset="0")
+    with pytest.raises(ModelError, match="lies outside the model's folder|is missing"):
+        load(path)
+
+
+def test_external_data_by_an_absolute_path_inside_is_refused_too(tmp_path: Path) -> None:
+    path = _pointing(tmp_path, location=str(tmp_path / "weights.bin"))
+    with pytest.raises(ModelError, match="lies outside the model's folder"):
+        load(path)
+
+
+def test_external_data_through_a_symlink_out(tmp_path: Path) -> None:
+    """A link inside the folder that leads out of it is followed no further than the check."""
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    (tmp_path / "secret.bin").write_bytes(bytes(10_000))
+    (inside / "link.bin").symlink_to(tmp_path / "secret.bin")
+    (inside / "folder").symlink_to(tmp_path)
+    for location in ("link.bin", "folder/secret.bin"):
+        with pytest.raises(ModelError, match="lies outside the model's folder") as caught:
+            load(_pointing(inside, location=location, offset="0"))
+        assert str(tmp_path / "secret.bin") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"offset": "99999999"},
+        {"offset": "-8"},
+        {"offset": "9" * 400},
+        {"offset": "9" * 5000},
+        {"offset": "one"},
+        {"length": "3"},
+        {"length": "-1"},
+        {"length": "99999999"},
+        {"length": "0x10"},
+        {"length": None, "offset": "16000"},
+    ],
+    ids=str,
+)
+def test_external_data_that_lies_about_place_or_length(tmp_path: Path, entries: dict[str, str | None]) -> None:
+    with pytest.raises(ModelError, match="external data"):
+        load(_pointing(tmp_path, **entries))
+
+
+@pytest.mark.parametrize("location", ["gone.bin", "a\0b", "pipe", "folder", "x" * 5000])
+def test_external_data_that_is_not_there(tmp_path: Path, location: str) -> None:
+    """Missing, unspeakable, or no file at all: an error, and no waiting on a pipe."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ModelError):
+        load(_pointing(tmp_path, location=location))
+
+
+def test_external_data_needs_a_path(tmp_path: Path) -> None:
+    """Bytes and protos have no folder, so they may not point at files."""
+    path = tiny_models.external(tiny_models.vgg(), tmp_path)
+    proto = onnx.load_model(path, load_external_data=False)
+    for given_model in (path.read_bytes(), proto):
+        with pytest.raises(ModelError, match="was not given as a path"):
+            load(given_model)
+
+
+def test_external_data_of_functions_attributes_and_subgraphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor may hide in a local function, a Constant's attribute or a branch of an If: the same checks hold there."""
+    monkeypatch.chdir(tmp_path)
+    Path("secret.bin").write_bytes(bytes(16))
+    hidden = TensorProto(name="hidden", data_type=TensorProto.FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
+    entry = hidden.external_data.add()
+    entry.key, entry.value = "location", "../secret.bin"
+    constant = helper.make_node("Constant", [], ["c"], value=hidden)
+    function = helper.make_function(
+        "local", "f", ["x"], ["y"], [constant, helper.make_node("Add", ["x", "c"], ["y"])], [helper.make_opsetid("", 17)]
+    )
+    out = [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4])]
+    branch = helper.make_graph([constant], "branch", [], out)
+    hosts: list[tuple[list[onnx.NodeProto], list[Any]]] = [
+        ([constant, helper.make_node("Add", ["x", "c"], ["y"])], []),
+        ([helper.make_node("f", ["x"], ["y"], domain="local")], [function]),
+        ([helper.make_node("If", ["b"], ["y"], then_branch=branch, else_branch=branch)], []),
+    ]
+    for nodes, functions in hosts:
+        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])]
+        inputs.append(helper.make_tensor_value_info("b", TensorProto.BOOL, []))
+        graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [4])])
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        path = tmp_path / "sub" / "m.onnx"
+        path.write_bytes(helper.make_model(graph, opset_imports=opsets, functions=functions).SerializeToString())
+        with pytest.raises(ModelError, match="lies outside the model's folder"):
+            load(path)
+
+
+# --- tensors that lie ----------------------------------------------------------------------------------------------------
+
+
+def _lying(change: Callable[[TensorProto], None], tensor: int = 0) -> onnx.ModelProto:
+    model = tiny_models.vgg()
+    change(model.graph.initializer[tensor])
+    return model
+
+
+def _dims(*dims: int) -> Callable[[TensorProto], None]:
+    def change(tensor: TensorProto) -> None:
+        del tensor.dims[:]
+        tensor.dims.extend(dims)
+
+    return change
+
+
+def _as_floats(n: int) -> Callable[[TensorProto], None]:
+    def change(tensor: TensorProto) -> None:
+        tensor.ClearField("raw_data")
+        tensor.float_data.extend([0.5] * n)
+
+    return change
+
+
+LIES: dict[str, Callable[[TensorProto], None]] = {
+    "one more": _dims(6, 3, 3, 4),
+    "one less": _dims(6, 3, 3, 2),
+    "negative": _dims(-6, 3, 3, 3),
+    "two negatives": _dims(-6, -3, 3, 3),
+    "huge": _dims(1 << 40, 1 << 20),
+    "huger than 64 bits": _dims(1 << 62, 1 << 62, 1 << 62),
+    "rank 2000": _dims(*[1] * 2000),
+    "empty": _dims(0),
+    "unknown type": lambda t: setattr(t, "data_type", 77),
+    "undefined type": lambda t: setattr(t, "data_type", 0),
+    "strings": lambda t: setattr(t, "data_type", TensorProto.STRING),
+    "too few floats": _as_floats(5),
+    "too many floats": _as_floats(1000),
+    "a segment": lambda t: t.segment.CopyFrom(TensorProto.Segment(begin=0, end=1)),
+    "nothing": lambda t: t.ClearField("raw_data"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_tensor_that_lies(lie: str) -> None:
+    """A stated shape or type that the stored bytes do not fill is refused before it is believed."""
+    assert not survives(_lying(LIES[lie]))
+
+
+def test_a_huge_shape_allocates_nothing() -> None:
+    """A terabyte stated in a few bytes costs no memory: the peak stays where a plain load leaves it."""
+    import tracemalloc
+
+    content = _lying(_dims(1 << 20, 1 << 18)).SerializeToString()
+    tracemalloc.start()
+    try:
+        with pytest.raises(ModelError, match="states 1,099,511,627,776 bytes and holds 648"):
+            load(content)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("op", "operands"),
+    [
+        ("ConstantOfShape", (np.array([1 << 34, 1 << 10]),)),
+        ("Expand", (np.float32(1), np.array([1 << 34, 1 << 10]))),
+        ("Tile", (np.ones(8, np.float32), np.array([1 << 40]))),
+        ("Range", (np.array(0), np.array(1 << 40), np.array(1))),
+    ],
+    ids=["ConstantOfShape", "Expand", "Tile", "Range"],
+)
+def test_a_huge_constant_is_not_computed(op: str, operands: tuple[np.ndarray, ...]) -> None:
+    """Operators that make much out of little stay nodes when the view folds constants."""
+    net = tiny_models.Net()
+    big = net.node(op, "big", *(o[None] if op == "Tile" and o.ndim == 0 else o for o in operands))
+    big = net.node("ReduceMax", "small", net.node("Cast", "cast", big, to=TensorProto.FLOAT), keepdims=0)
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+    explainer = Explainer(net.model(net.head(net.node("Add", "add", x, big), 4)))
+    assert [r.node for r in explainer.graph.refusals] == ["big"]
+    assert explainer.graph.refusals[0].reason == "a constant, but too large or of unknown size to be folded"
+
+
+def test_a_huge_input_allocates_nothing() -> None:
+    """An input of 2^60 pixels loads or is refused, and is never made."""
+    assert isinstance(survives(tiny_models.free_size(shape=(1, 3, 1 << 30, 1 << 30))), bool)
+    net = tiny_models.Net((1, 3, 1 << 28, 1 << 28))
+    x = net.node("GlobalAveragePool", "gap", net.relu("relu", net.conv("conv", "image", 3, 4)))
+    shape = net.node("Cast", "shape", net.node("NonZero", "nz", x), to=TensorProto.INT64)
+    shape = net.node("ReduceMax", "row", shape, axes=[1], keepdims=0)
+    logits = net.node("Reshape", "logits", x, net.node("Slice", "two", shape, np.array([0]), np.array([2])))
+    assert not survives(net.model(logits))
+
+
+def _with_functions(depth: int) -> onnx.ModelProto:
+    """f0 calls f1 twice, f1 calls f2 twice, ...: 2^depth Relus."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+
+    def twice(i: int) -> onnx.FunctionProto:
+        body = [
+            helper.make_node(f"f{i + 1}", ["x"], ["a"], domain="local"),
+            helper.make_node(f"f{i + 1}", ["a"], ["y"], domain="local"),
+        ]
+        return helper.make_function("local", f"f{i}", ["x"], ["y"], body, opsets)
+
+    last = helper.make_function("local", f"f{depth}", ["x"], ["y"], [helper.make_node("Relu", ["x"], ["y"])], opsets)
+    graph = helper.make_graph(
+        [helper.make_node("f0", ["x"], ["y"], domain="local")],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 4, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3, 4, 4])],
+    )
+    functions = [*(twice(i) for i in range(depth)), last]
+    return helper.make_model(graph, opset_imports=opsets, functions=functions, ir_version=8)
+
+
+def test_functions_that_double_and_double() -> None:
+    """A hundred small functions can state 2^100 nodes: counted, not written out."""
+    with pytest.raises(ModelError, match="local functions that grow to more than 1,000,000 nodes"):
+        load(_with_functions(100))
+
+
+def test_functions_that_call_themselves() -> None:
+    model = _with_functions(2)
+    model.functions[2].node[0].op_type = "f0"
+    model.functions[2].node[0].domain = "local"
+    with pytest.raises(ModelError, match=r"cannot be inlined: Cycle detected"):
+        load(model)
+
+
+def test_parts_that_contradict_each_other() -> None:
+    """What the checker lets through and numpy trips over is said as a damaged file."""
+    model = tiny_models.vgg()
+    scale = next(t for t in model.graph.initializer if t.name == "bn1.1")
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.ones(5, np.float32), scale.name))
+    with pytest.raises(ModelError, match="is damaged: its parts contradict each other") as caught:
+        Explainer(model)
+    assert caught.value.known is not None
+    assert caught.value.known.startswith("ValueError: ")
+
+
+def test_text_that_is_not_utf8() -> None:
+    content = VALID["vgg"].replace(b"conv1", b"con\xff1")
+    with pytest.raises(ModelError, match="is damaged"):
+        load(content)
+
+
+def test_a_deeply_nested_message() -> None:
+    """Ten thousand levels of subgraphs: protobuf refuses, nothing overflows."""
+    content = b""
+    for _ in range(3000):
+        content = b"\x0a" + _varint(len(content) + 8) + b"\x2a" + _varint(len(content) + 3) + b"\x32" + content
+        content = content[:20000]
+    survives(b"\x08\x08\x3a" + _varint(len(content)) + content)
+
+
+def test_struct_is_packed_as_the_wire_says() -> None:
+    """The helper that wraps random bytes really is protobuf's varint."""
+    assert _varint(300) == b"\xac\x02"
+    assert struct.unpack("<2B", _varint(128)) == (128, 1)

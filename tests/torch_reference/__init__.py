@@ -1,0 +1,21 @@
+"""References in plain torch that tests and benchmarks compare fgcam_onnx with; it imports nothing of fgcam_onnx."""
+
+from torch_reference.compare import relative_error
+from torch_reference.export import export, live, smooth_images, spotlit_images
+from torch_reference.published_fgcam import PublishedFGCAM
+from torch_reference.relevance_autograd import RelevanceResNet, fg_grad_cam_resnet
+from torch_reference.thin_vgg import ThinVGG16BN
+from torch_reference.torchvision_import import import_torchvision
+
+__all__ = [
+    "PublishedFGCAM",
+    "RelevanceResNet",
+    "ThinVGG16BN",
+    "export",
+    "fg_grad_cam_resnet",
+    "import_torchvision",
+    "live",
+    "relative_error",
+    "smooth_images",
+    "spotlit_images",
+]
