@@ -222,8 +222,8 @@ class Explainer:
                     f"{chosen.name} works at one layer, and layer={layer!r} and start={start!r} are two",
                     next=f"give one of them, or use fg-{chosen.name} to walk from one to the other",
                 )
-            name = layer if layer is not None else start
-            source = target = self._tensor(name, graph) if name is not None else self.default_layer
+            named = layer if layer is not None else start
+            source = target = self._tensor(named, graph) if named is not None else self.default_layer
         for name in (source, target):
             self._need_space(graph, name)
         cleaning = {k: v for k, v in options.items() if k in DENOISE_OPTIONS}
@@ -369,7 +369,7 @@ class Explainer:
         reads |= {name for plan in plans for name in plan.tensors if name not in shapes}
         raw = self._forward.run({job.graph.image: x}, sorted(reads))
         tape = {name: _as_float(value) for name, value in raw.items()}
-        shapes.update({name: tuple(_shape(value)) for name, value in tape.items()})
+        shapes.update({name: _shape(value) for name, value in tape.items()})
 
         logits = _numpy(tape[job.graph.logits]).reshape(len(x), -1).astype(np.float32)
         if not np.isfinite(logits).all():
@@ -396,6 +396,7 @@ class Explainer:
             score=self._score,
             progress=progress,
             batch_size=batch_size or 16,
+            head=self.graph.head,
         )
         components = job.method.components(context)
         if not np.isfinite(components).all():
@@ -453,6 +454,7 @@ class Explainer:
             start=job.source,
             ledger=Ledger.join([p.ledger for p in parts]),
             input_size=space,
+            images=_displayable(x, layout),
             options={"denoise": job.denoise, **options},
             provenance=self._provenance(),
         )
@@ -472,6 +474,7 @@ class Explainer:
             "backend_providers": list(self._backend.providers),
             "providers": self.providers,
             "output": self.graph.logits,
+            "head": self.graph.head,
             "notes": list(self.notes),
         }
 
@@ -509,7 +512,7 @@ class _Part:
 
 
 def _one_each(target: Any, n: int) -> bool:
-    return isinstance(target, (list, tuple, np.ndarray)) and np.ndim(target) == 1 and len(target) == n  # type: ignore[arg-type]
+    return isinstance(target, (list, tuple, np.ndarray)) and np.ndim(target) == 1 and len(target) == n
 
 
 def _offset(progress: Progress, first: int, n: int, size: int) -> Progress:
@@ -528,8 +531,22 @@ def _filled(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.repeat(x[-1:], missing, axis=0)]) if missing > 0 else x
 
 
-def _shape(value: Any) -> Sequence[int]:
-    return value.shape if isinstance(value, np.ndarray) else value.shape()
+def _displayable(x: np.ndarray, layout: str) -> np.ndarray | None:
+    """The input as pictures, uint8 [n, H, W, 3], each stretched to its own range; None if it is none.
+
+    The preprocessing is not known here: the command line knows it, and shows the photo itself.
+    """
+    if layout not in ("NCHW", "NHWC") or x.shape[layout.index("C")] not in (1, 3):
+        return None
+    pictures = np.moveaxis(x, layout.index("C"), -1).astype(np.float32)
+    low = pictures.min(axis=(1, 2, 3), keepdims=True)
+    span = pictures.max(axis=(1, 2, 3), keepdims=True) - low
+    shown = np.rint((pictures - low) * (255 / np.where(span > 0, span, 1))).astype(np.uint8)
+    return np.repeat(shown, 3 // shown.shape[-1], axis=-1)
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape if isinstance(value, np.ndarray) else value.shape())
 
 
 def _numpy(value: Any) -> np.ndarray:

@@ -16,7 +16,8 @@ from fgcam_onnx.backends.base import TINY, Backend, Convolution, Leak, Program, 
 
 __all__ = ["NumpyBackend", "NumpyVerbs"]
 
-Array = np.ndarray
+# Any and not ndarray: NumPy's own types do not know an index that is built as a tuple.
+Array = Any
 
 
 class NumpyBackend(Backend):

@@ -12,6 +12,7 @@ Choices that measurement made:
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -509,12 +510,12 @@ class OrtVerbs(Verbs):
             readers[index].append(position)
         nothing = len(indices)
         padded = self.pad(r, [0] * len(r.shape), [1 if a == axis else 0 for a in range(len(r.shape))])
-        result = None
-        for turn in range(max((len(found) for found in readers), default=0) or 1):
-            source = [found[turn] if turn < len(found) else nothing for found in readers]
-            piece = self.gather(padded, np.asarray(source), axis)
-            result = piece if result is None else self.add(result, piece)
-        return result
+        turns = max((len(found) for found in readers), default=0) or 1
+        pieces = [
+            self.gather(padded, np.asarray([found[turn] if turn < len(found) else nothing for found in readers]), axis)
+            for turn in range(turns)
+        ]
+        return functools.reduce(self.add, pieces)
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:

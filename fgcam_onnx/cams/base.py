@@ -22,6 +22,7 @@ class Context:
     ``activations`` A: [n, c, ...], channels first. ``target``: int64 [n]. ``x``: the network's input [n, ...] and
     ``channel_axis`` its channel axis. ``differentiate()``: the gradient of the target's logit with respect to A, [n, c, ...].
     ``score(x)``: logits of other inputs, [m, classes], in batches. ``progress(done, total)``.
+    ``head``: the operator that the model turns its logits into scores with (Softmax, Sigmoid), None if it gives logits.
     """
 
     activations: np.ndarray
@@ -32,6 +33,7 @@ class Context:
     score: Callable[[np.ndarray], np.ndarray]
     progress: Callable[[int, int], None]
     batch_size: int
+    head: str | None = None
 
     @cached_property
     def gradient(self) -> np.ndarray:

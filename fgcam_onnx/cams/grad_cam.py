@@ -13,4 +13,5 @@ from fgcam_onnx.cams.base import Context, over_space
 def components(context: Context) -> np.ndarray:
     """[n, c, ...], signed."""
     g, a = context.gradient, context.activations
-    return over_space(g.reshape(*g.shape[:2], -1).mean(axis=2), a) * a
+    weighted: np.ndarray = over_space(g.reshape(*g.shape[:2], -1).mean(axis=2), a) * a
+    return weighted

@@ -12,4 +12,5 @@ from fgcam_onnx.cams.base import Context
 
 def components(context: Context) -> np.ndarray:
     """[n, c, ...], signed as the activations are."""
-    return np.maximum(context.gradient, 0) * context.activations
+    weighted: np.ndarray = np.maximum(context.gradient, 0) * context.activations
+    return weighted

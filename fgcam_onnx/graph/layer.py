@@ -94,6 +94,7 @@ class LayerGraph:
     ``image`` is the graph input that is explained, ``logits`` the tensor in which the explanation starts.
     ``gates``: for a Mul layer by name, the position of the operand that is a gate (methods 3.2).
     ``notes``: sentences that a user should read (a stripped Softmax, negative BatchNormalization scales).
+    ``head``: the op between the logits and the scores that the model gives (Softmax, Sigmoid), None if it gives logits.
     ``refusals``: what the folding passes left alone, and why.
     """
 
@@ -106,6 +107,7 @@ class LayerGraph:
     gates: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    head: str | None = None
 
     @cached_property
     def _producers(self) -> dict[str, Layer]:

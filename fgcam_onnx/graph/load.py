@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -35,7 +35,7 @@ LARGE = 1024
 # Inside a file, raw bytes of at least this many are read past the parser.
 STREAMED = 1 << 16
 # Types whose elements lie in a file as they lie in an array.
-PLAIN = {
+PLAIN: dict[int, np.dtype[Any]] = {
     TensorProto.FLOAT: np.dtype("<f4"),
     TensorProto.DOUBLE: np.dtype("<f8"),
     TensorProto.FLOAT16: np.dtype("<f2"),
@@ -143,7 +143,7 @@ def _is_plain(tensor: TensorProto) -> bool:
 
 def _array(stream: BinaryIO, tensor: TensorProto) -> np.ndarray:
     """The tensor's array, read in place. Its size was checked against what the file holds."""
-    array = np.empty(tuple(tensor.dims), PLAIN[tensor.data_type])
+    array: np.ndarray = np.empty(tuple(tensor.dims), PLAIN[tensor.data_type])
     read = stream.readinto(memoryview(array.reshape(-1)).cast("B")) if array.size else 0  # type: ignore[attr-defined]
     if read != array.nbytes:
         raise EOFError(f"{read} of {array.nbytes} bytes of {tensor.name!r}")
@@ -163,9 +163,8 @@ def _load(
                 weights[tensor.name] = _array(stream, tensor)
             external.add(file)
             _forget_external(tensor)
-    for tensor in _all_tensors(proto):
-        if tensor.name in weights and not tensor.raw_data:
-            continue
+    read = [t for t in proto.graph.initializer if t.name not in weights or t.HasField("raw_data")]
+    for tensor in (*read, *_inner_tensors(proto)):
         if external_data_helper.uses_external_data(tensor):
             file, offset = _find_external(tensor, folder, name)
             with file.open("rb") as stream:
@@ -190,14 +189,14 @@ def _load(
 
 
 def _open(path: Path) -> BinaryIO:
-    if path.is_dir():
-        inside = sorted(path.glob("*.onnx"))
-        raise ModelError(
-            f"{path} is a folder, not a model file",
-            known=f"it holds {', '.join(p.name for p in inside[:5])}" if inside else "it holds no .onnx file",
-            next=f"give the file: {inside[0]}" if inside else "give the path of an .onnx file",
-        )
     try:
+        if path.is_dir():
+            inside = sorted(path.glob("*.onnx"))
+            raise ModelError(
+                f"{path} is a folder, not a model file",
+                known=f"it holds {', '.join(p.name for p in inside[:5])}" if inside else "it holds no .onnx file",
+                next=f"give the file: {inside[0]}" if inside else "give the path of an .onnx file",
+            )
         if path.exists() and not path.is_file():
             raise ModelError(f"{path} is no regular file", next="give the path of an .onnx file")
         return path.open("rb")
@@ -245,24 +244,16 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 stack.extend(graph.node for graph in (attribute.g, *attribute.graphs))
 
 
-def _all_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Every stored tensor: initializers and tensor attributes, also of subgraphs and local functions."""
+def _inner_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every stored tensor but the graph's initializers: attributes, sparse ones, those of subgraphs and functions."""
     nodes = [*_all_nodes(proto.graph.node), *(n for function in proto.functions for n in _all_nodes(function.node))]
-    graphs = [g for node in nodes for a in node.attribute for g in (a.g, *a.graphs)]
-    for graph in (proto.graph, *graphs):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield sparse.values
-            yield sparse.indices
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                if sparse.HasField("values"):
-                    yield sparse.values
-                    yield sparse.indices
+    attributes = [a for node in nodes for a in node.attribute]
+    graphs = [g for a in attributes for g in (a.g, *a.graphs)]
+    yield from (tensor for graph in graphs for tensor in graph.initializer)
+    yield from (tensor for a in attributes for tensor in ([a.t] if a.HasField("t") else a.tensors))
+    inner = [s for a in attributes for s in (a.sparse_tensor, *a.sparse_tensors)]
+    for sparse in (*(s for graph in (proto.graph, *graphs) for s in graph.sparse_initializer), *inner):
+        yield from (t for t in (sparse.values, sparse.indices) if t.ByteSize())
 
 
 def _elements(tensor: TensorProto, name: str) -> int:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import onnx
 from onnx import helper, shape_inference
 
+from fgcam_onnx.errors import ModelError
 from fgcam_onnx.graph.load import LoadedModel
 
-__all__ = ["concrete_shapes", "typed_probe"]
+__all__ = ["concrete_shapes", "infer", "typed_probe"]
+
+# Nothing that runs has a tensor of more elements.
+MOST_ELEMENTS = 1 << 34
+# onnx follows the values of one-axis tensors, element by element: only those that can be shapes.
+LONGEST_SHAPE = 1 << 16
 
 
 def typed_probe(model: LoadedModel) -> onnx.ModelProto:
@@ -25,6 +32,26 @@ def typed_probe(model: LoadedModel) -> onnx.ModelProto:
     return probe
 
 
+def infer(probe: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with every shape that onnx can infer.
+
+    Raises:
+        ModelError: a tensor is larger than any memory.
+    """
+    plain = shape_inference.infer_shapes(probe)
+    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in plain.graph.value_info}
+    for name, dims in sizes.items():
+        if math.prod(d for d in dims if d > 0) > MOST_ELEMENTS:
+            raise ModelError(
+                f"tensor {name!r} would have {math.prod(d for d in dims if d > 0):,} elements",
+                known=f"shape {dims}",
+                next="no machine can run this model: export it again, or do not trust this file",
+            )
+    if any(len(dims) == 1 and dims[0] > LONGEST_SHAPE for dims in sizes.values()):
+        return plain
+    return shape_inference.infer_shapes(probe, data_prop=True)
+
+
 def concrete_shapes(model: LoadedModel, inputs: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """Shapes by tensor name, given the inputs' shapes; tensors whose shape cannot be inferred are left out."""
     probe = typed_probe(model)
@@ -36,7 +63,9 @@ def concrete_shapes(model: LoadedModel, inputs: Mapping[str, tuple[int, ...]]) -
     for value in probe.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
-        probe = shape_inference.infer_shapes(probe, data_prop=True)
+        probe = infer(probe)
+    except ModelError:
+        raise
     except Exception:  # what inference cannot do is read off the forward pass
         return dict(inputs)
     found = dict(inputs)

@@ -14,6 +14,7 @@ from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape
 
 __all__ = ["Stage", "find_stages"]
 
+QUANTISED = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "com.microsoft::QLinearConv"}
 LEARNED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
@@ -84,9 +85,10 @@ def _spatial_cuts(graph: LayerGraph) -> list[str]:
                 last_read[layer.inputs[i]] = max(position, last_read.get(layer.inputs[i], -1))
     cuts: list[str] = []
     alive = {graph.image}
-    for position, layer in enumerate([None, *layers]):  # position of the *next* layer
-        if layer is not None:
-            alive |= {o for o in layer.outputs if o in on_path}
+    computed: list[Layer | None] = [None, *layers]
+    for position, done in enumerate(computed):  # position of the *next* layer
+        if done is not None:
+            alive |= {o for o in done.outputs if o in on_path}
             alive = {name for name in alive if last_read.get(name, -1) >= position}
         if len(alive) == 1 and (name := next(iter(alive))) not in cuts and _is_spatial(graph, name):
             cuts.append(name)
@@ -97,6 +99,14 @@ def _find_l(graph: LayerGraph, cuts: list[str]) -> str:
     convolutions = [layer for layer in graph.layers if layer.op in ("Conv", "ConvTranspose")]
     if not convolutions:
         ops = sorted({layer.op for layer in graph.layers})
+        quantised = [layer for layer in graph.layers if layer.op in QUANTISED]
+        if quantised:
+            raise ModelError(
+                f"the model is quantised: {len(quantised)} of its layers compute in int8 ({quantised[0].op})",
+                at=f"first at node {quantised[0].name!r}",
+                known="the descent walks float layers; integer ones have no rule yet",
+                next="explain the float model that this one was made from",
+            )
         raise ModelError(
             "the model has no convolution: there is no spatial evidence to map",
             known=f"its operators are {', '.join(ops[:12])}{' ...' if len(ops) > 12 else ''}",

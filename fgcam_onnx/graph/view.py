@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import defs, helper, numpy_helper, shape_inference
+from onnx import defs, helper, numpy_helper
 
 from fgcam_onnx.errors import ModelError, nearest
 from fgcam_onnx.graph.gates import find_gates
@@ -26,7 +26,7 @@ from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
 from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
 from fgcam_onnx.graph.passes.fold_pad import fold_pad
-from fgcam_onnx.graph.shapes import typed_probe
+from fgcam_onnx.graph.shapes import infer, typed_probe
 from fgcam_onnx.graph.signs import nonnegative_tensors
 
 __all__ = ["build_view"]
@@ -111,7 +111,9 @@ def _tensors(model: LoadedModel, values: Mapping[str, np.ndarray]) -> dict[str, 
     """Shapes and types by onnx's own inference, on the light graph with its weights as typed inputs."""
     probe = typed_probe(model)
     try:
-        probe = shape_inference.infer_shapes(probe, data_prop=True)
+        probe = infer(probe)
+    except ModelError:
+        raise
     except Exception:  # inference is a convenience: what it cannot do stays unknown
         pass
     found: dict[str, Tensor] = {}
@@ -147,27 +149,27 @@ def _find_ends(graph: LayerGraph, output: str | None) -> LayerGraph:
     notes = graph.notes
     if output is None and len(graph.outputs) > 1:
         notes += (f"the model has outputs {', '.join(graph.outputs)}: explaining {logits!r}",)
-    stripped = _before_softmax(graph, logits)
-    if stripped != logits:
-        squash = graph.consumers(stripped)[0]
-        notes += (f"the model ends in {squash.op}: explaining the tensor before it, {stripped!r}",)
+    stripped, head = _before_softmax(graph, logits)
+    if head is not None:
+        notes += (f"the model ends in {head}: explaining the tensor before it, {stripped!r}",)
     upstream = graph.ancestors(stripped)
     images = [name for name in graph.inputs if name in upstream]
     if not images:
         raise ModelError(f"output {logits!r} depends on no input of the model", next="name another output")
     image = max(images, key=lambda name: len(graph.tensor(name).shape or ()))
-    return replace(graph, image=image, logits=stripped, notes=notes)
+    return replace(graph, image=image, logits=stripped, notes=notes, head=head)
 
 
-def _before_softmax(graph: LayerGraph, name: str) -> str:
+def _before_softmax(graph: LayerGraph, name: str) -> tuple[str, str | None]:
+    """The tensor that a final Softmax reads, and that operator; ``name`` itself if there is none."""
     at = name
     while (layer := graph.producer(at)) is not None and layer.operands:
         at = layer.inputs[0]
         if layer.op in SQUASHES:
-            return at
+            return at, layer.op
         if layer.op not in WRAPPERS:
             break
-    return name
+    return name, None
 
 
 def _analyse(graph: LayerGraph) -> LayerGraph:

@@ -15,6 +15,8 @@ from typing import BinaryIO
 __all__ = ["Payload", "split"]
 
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9
+# A file of more fields than this is no network; walking it in Python would take minutes.
+MOST_FIELDS = 1_000_000
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -43,7 +45,7 @@ class _Walk:
     def __init__(self, file: BinaryIO, large: int) -> None:
         self.file, self.large = file, large
         self.payloads: list[Payload] = []
-        self.initializers = 0
+        self.initializers = self.fields = 0
 
     def model(self, size: int) -> tuple[bytes, list[Payload]]:
         out, graphs = bytearray(), 0
@@ -101,7 +103,8 @@ class _Walk:
                 at += length
             else:
                 raise _OddError
-            if at > end or tag >> 3 == 0:
+            self.fields += 1
+            if at > end or tag >> 3 == 0 or self.fields > MOST_FIELDS:
                 raise _OddError
             yield tag >> 3, kind, start, length
 

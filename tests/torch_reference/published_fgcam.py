@@ -148,6 +148,26 @@ class PublishedFGCAM:
         return (denoise(importance, a) if noise_free else importance), activations, winners
 
     @torch.no_grad()
+    def descend(
+        self, importance: Tensor, activations: list[Tensor], winners: dict[int, Tensor], start: int, layer: int
+    ) -> Tensor:
+        """Importance of the output of module ``start`` handed down to the output of module ``layer``, channels apart.
+
+        BatchNorm passes importance on unchanged, which is the same as folding it into the conv as long as gamma > 0.
+        ReLU does too. A max-pool gives all to the winner of the window.
+        """
+        for i in range(start, layer, -1):
+            module, x = self.features[i], activations[i]
+            if isinstance(module, nn.MaxPool2d):
+                size, stride, padding = module.kernel_size, module.stride, module.padding
+                importance = F.max_unpool2d(importance, winners[i], size, stride, padding, output_size=x.shape[2:])
+            elif isinstance(module, nn.Conv2d):
+                undo = self.undo_first_conv if i == 0 else self.undo_conv
+                importance = undo(i, x, importance)
+            elif not isinstance(module, nn.BatchNorm2d | nn.ReLU):
+                raise NotImplementedError(f"no published rule for {module}")
+        return importance
+
     def explain(
         self,
         x: Tensor,
@@ -156,26 +176,6 @@ class PublishedFGCAM:
         target: Tensor | None = None,
         noise_free: bool = False,
     ) -> Tensor:
-        """The raw signed map [n, h, w] at the output of module ``layer``: importance summed over the channels.
-
-        BatchNorm passes importance on unchanged, which is the same as folding it into the conv as long as gamma > 0.
-        ReLU does too. A max-pool gives all to the winner of the window.
-        """
+        """The raw signed map [n, h, w] at the output of module ``layer``: importance summed over the channels."""
         importance, activations, winners = self.components(x, base, target, noise_free)
-        for i in range(len(self.features) - 1, layer, -1):
-            module, module_input = self.features[i], activations[i]
-            if isinstance(module, nn.MaxPool2d):
-                importance = F.max_unpool2d(
-                    importance,
-                    winners[i],
-                    module.kernel_size,
-                    module.stride,
-                    module.padding,
-                    output_size=module_input.shape[2:],
-                )
-            elif isinstance(module, nn.Conv2d):
-                undo = self.undo_first_conv if i == 0 else self.undo_conv
-                importance = undo(i, module_input, importance)
-            elif not isinstance(module, nn.BatchNorm2d | nn.ReLU):
-                raise NotImplementedError(f"no published rule for {module}")
-        return importance.sum(dim=1)
+        return self.descend(importance, activations, winners, len(self.features) - 1, layer).sum(dim=1)
