@@ -15,7 +15,7 @@ import numpy as np
 from fgcam_onnx import registry
 from fgcam_onnx.backends.base import Verbs
 from fgcam_onnx.errors import OptionError, nearest
-from fgcam_onnx.graph.layer import Layer, LayerGraph
+from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 from fgcam_onnx.propagation import formula
 from fgcam_onnx.registry import LinearMap, Rule
@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # The first-layer option's values are the paper's names; the formulas have those of the files.
 FIRST_LAYER = {"zB": "z_box", "z+": "z_plus", "flat": "flat"}
 # Which option chooses the rule of an operator.
-CHOSEN_BY = {"Relu": "relu", "Clip": "relu", "Add": "add", "Sum": "add", "Sub": "add", "Mul": "mul"}
+CHOSEN_BY = {"Relu": "relu", "Clip": "relu", SATURATE: "relu", "Add": "add", "Sum": "add", "Sub": "add", "Mul": "mul"}
 CHOSEN_BY |= {"MaxPool": "maxpool", "GlobalMaxPool": "maxpool"}
 
 Bounds = str | tuple[Sequence[float] | float, Sequence[float] | float]

@@ -22,9 +22,9 @@ from fgcam_onnx.descent import RESULT, START, Plan
 from fgcam_onnx.errors import ActivationError, InputError, LayerError, OptionError, nearest
 from fgcam_onnx.explanation import Explanation
 from fgcam_onnx.forward import Forward
-from fgcam_onnx.graph.layer import LayerGraph
+from fgcam_onnx.graph.layer import LayerGraph, Tensor
 from fgcam_onnx.graph.load import load
-from fgcam_onnx.graph.shapes import concrete_shapes
+from fgcam_onnx.graph.shapes import concrete_shapes, view_shapes
 from fgcam_onnx.graph.stages import Stage, find_stages
 from fgcam_onnx.graph.view import build_view
 from fgcam_onnx.labels import find_labels, resolve_target
@@ -339,7 +339,12 @@ class Explainer:
                 name: self.graph.tensor(name).shape for name in self.graph.inputs if name != self.graph.image
             }
             fixed = {n: s for n, s in others.items() if s and all(isinstance(d, int) for d in s)}
-            self._shapes[shape] = concrete_shapes(self._model, {self.graph.image: shape, **fixed})  # type: ignore[dict-item]
+            given: dict[str, Any] = {self.graph.image: shape, **fixed}
+            if self.graph.quantised:
+                found = view_shapes(self.graph, given)
+                self._shapes[shape] = {n: s for n, s in found.items() if all(isinstance(d, int) for d in s)}  # type: ignore[misc]
+            else:
+                self._shapes[shape] = concrete_shapes(self._model, given)
         return self._shapes[shape]
 
     def _score(self, x: np.ndarray) -> np.ndarray:
@@ -366,10 +371,12 @@ class Explainer:
         shapes = dict(self._shapes_for(x.shape))
         plans = [plan for plan in (job.head, job.body) if plan is not None]
         reads = {name for plan in plans for name in plan.reads} | {job.source, job.graph.logits}
-        reads |= {name for plan in plans for name in plan.tensors if name not in shapes}
+        unknown = {name: job.graph.in_model(name) for plan in plans for name in plan.tensors if name not in shapes}
+        reads |= set(unknown.values())
         raw = self._forward.run({job.graph.image: x}, sorted(reads))
-        tape = {name: _as_float(value) for name, value in raw.items()}
+        tape = {name: _as_float(value, job.graph.tensor(name)) for name, value in raw.items()}
         shapes.update({name: _shape(value) for name, value in tape.items()})
+        shapes.update({name: shapes[known] for name, known in unknown.items()})
 
         logits = _numpy(tape[job.graph.logits]).reshape(len(x), -1).astype(np.float32)
         if not np.isfinite(logits).all():
@@ -553,8 +560,10 @@ def _numpy(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy()
 
 
-def _as_float(value: Any) -> Any:
-    """float32 as it is, anything else as a float32 array."""
+def _as_float(value: Any, tensor: Tensor) -> Any:
+    """float32 as it is, integers of a quantised tensor by their scale, anything else as a float32 array."""
+    if tensor.scale is not None:
+        return (_numpy(value).astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
     if isinstance(value, np.ndarray):
         return value.astype(np.float32, copy=False)
     return value if value.data_type() == "tensor(float)" else value.numpy().astype(np.float32)

@@ -21,6 +21,7 @@ from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 from fgcam_onnx.registry import gradient, relevance
 
+SATURATE = {"fgcam::Saturate": (1,)}  # the view's own: where the range of a quantised tensor ends
 ZEROING = {"Relu": (6, 13, 14), "Clip": (6, 11, 12, 13)}
 MASKED = "relevance on outputs that are 0"
 SMOOTH = {
@@ -60,6 +61,7 @@ def _constant_parameters(layer: Layer, graph: LayerGraph) -> str | None:
 
 
 @relevance("mask", reads="y", sends=_first, leaks=MASKED, dead_inputs="always", Relu=ZEROING["Relu"])
+@relevance("mask", reads="y", sends=_first, leaks=MASKED, **SATURATE)
 @relevance("mask", reads="y", sends=_first, leaks=MASKED, Clip=ZEROING["Clip"])  # a Clip may map 0 to something else
 def mask(node: Node, r: Array, xp: Verbs) -> Flow:
     """r where the output is not 0. Skipped where the layers behind guarantee it (``node.options["masked"]``)."""
@@ -69,7 +71,7 @@ def mask(node: Node, r: Array, xp: Verbs) -> Flow:
     return Flow({0: kept}, (leak,))
 
 
-@relevance("identity", sends=_first, **ZEROING, **SMOOTH)
+@relevance("identity", sends=_first, **ZEROING, **SMOOTH, **SATURATE)
 def identity(node: Node, r: Array, xp: Verbs) -> Flow:
     """r -> r."""
     return Flow({0: r})
@@ -99,7 +101,9 @@ def _relu(node: Node, xp: Verbs) -> Array:
 
 
 def clip_bounds(node: Node) -> tuple[float, float]:
-    """min and max of a Clip: attributes before opset 11, operands since."""
+    """min and max of a Clip (attributes before opset 11, operands since) or of a Saturate."""
+    if node.layer.op in SATURATE:
+        return float(node.attributes["low"]), float(node.attributes["high"])
     if node.layer.version < 11:
         return float(node.attributes.get("min", -math.inf)), float(node.attributes.get("max", math.inf))
     low, high = node.layer.constant(1), node.layer.constant(2)
@@ -243,7 +247,7 @@ def _neg(node: Node, xp: Verbs) -> Array:
 
 
 _register("y", _relu, Relu=ZEROING["Relu"])
-_register("y", _clip, Clip=ZEROING["Clip"])
+_register("y", _clip, Clip=ZEROING["Clip"], **SATURATE)
 for _op, _reads, _slope in (
     ("LeakyRelu", "x", _leaky),
     ("PRelu", "x", _leaky),

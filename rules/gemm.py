@@ -1,12 +1,16 @@
 """Gemm and MatMul by a constant: fully connected layers.
 
-    Gemm:    apply(x, w) = alpha op_A(x) op_B(w)      op transposes if transA, transB say so; beta C is bias
-    MatMul:  apply(x, w) = x w                        x [n, ..., i], w [i, o]
+    Gemm:    apply(x, w) = x op_B(w)      w = alpha B, so that its sign is the weight's; op_B transposes if transB says so
+    MatMul:  apply(x, w) = x w            x [n, ..., i], w [i, o]
+
+beta C is bias. transA would make the batch the last axis: refused.
 
 Source: methods 3.1; ONNX Gemm-7, -9, -11, -13 and MatMul-1, -9, -13 (the versions differ in types only).
 """
 
 from __future__ import annotations
+
+import numpy as np
 
 from fgcam_onnx.backends.base import Array, Verbs
 from fgcam_onnx.graph.layer import Layer, LayerGraph
@@ -22,21 +26,23 @@ def _t(x: Array, xp: Verbs) -> Array:
 @linear_map(Gemm=(7, 9, 11, 13))
 class Gemm(LinearMap):
     @staticmethod
+    def weight(layer: Layer) -> np.ndarray | None:
+        w, alpha = layer.constant(1), layer.attributes["alpha"]
+        return w if w is None or alpha == 1.0 else w * w.dtype.type(alpha)
+
+    @classmethod
+    def refuses(cls, layer: Layer, graph: LayerGraph) -> str | None:
+        if layer.attributes["transA"]:
+            return "transA: its rows are features and its columns images"
+        return super().refuses(layer, graph)
+
+    @staticmethod
     def apply(node: Node, x: Array, w: Array | None, xp: Verbs) -> Array:
-        a = _t(x, xp) if node.attributes["transA"] else x
-        b = _t(w, xp) if node.attributes["transB"] else w
-        return _scale(xp.matmul(a, b), node, xp)
+        return xp.matmul(x, _t(w, xp) if node.attributes["transB"] else w)
 
     @staticmethod
     def adjoint(node: Node, s: Array, w: Array | None, xp: Verbs) -> Array:
-        b = w if node.attributes["transB"] else _t(w, xp)
-        r = _scale(xp.matmul(s, b), node, xp)
-        return _t(r, xp) if node.attributes["transA"] else r
-
-
-def _scale(y: Array, node: Node, xp: Verbs) -> Array:
-    alpha = node.attributes["alpha"]
-    return y if alpha == 1.0 else xp.mul(y, xp.constant(alpha))
+        return xp.matmul(s, w if node.attributes["transB"] else _t(w, xp))
 
 
 @linear_map(MatMul=(1, 9, 13))

@@ -112,7 +112,7 @@ class Case:
         graph = helper.make_graph(
             [node],
             "single",
-            [helper.make_tensor_value_info(name, kind, self.shape_of(name)) for name in self.inputs],
+            [helper.make_tensor_value_info(name, kind, ("n", *self.shape_of(name)[1:])) for name in self.inputs],
             [helper.make_tensor_value_info(name, kind, self.output_dims(name, dtype)) for name in self.output_names],
             constants,
         )
@@ -363,6 +363,8 @@ def dense(case: Case, name: str | None = None) -> Floats:
     size = math.prod(case.shape_of(name)[1:])
 
     def outputs(units: Floats) -> Floats:
+        if case.op == "Concat" and len(units) > 1:  # a constant operand has a batch of its own
+            return np.concatenate([outputs(unit[None]) for unit in units])
         n = len(units)
         feeds = {other: np.zeros((n, *case.shape_of(other)[1:])) for other in case.inputs}
         feeds[name] = units.reshape(n, *case.shape_of(name)[1:])
@@ -562,7 +564,7 @@ def _joins(add: _Grid) -> None:
 def _slices(add: _Grid) -> None:
     x = X((2, 5, 7, 6))
     add("Slice", x, opset=7, starts=[1, -5], ends=[4, 1000], axes=[1, 2])
-    add("Slice", x, opset=7, tag="no_axes", starts=[0, 2], ends=[2, 5])
+    add("Slice", x, opset=7, tag="no_axes", starts=[0, 2], ends=[1000, 5])
     add("Slice", x, _ints(1, 2), _ints(5, 7), _ints(1, 3), opset=(10, 11, 13), tag="range")
     add("Slice", x, _ints(0, 6), _ints(1000, 0), _ints(-1, 2), _ints(2, -3), tag="steps")
     add("Slice", x, _ints(-1), _ints(-1000), _ints(2), _ints(-1), tag="reversed")

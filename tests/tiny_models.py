@@ -115,7 +115,7 @@ class Net:
         )
         proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.opset)], ir_version=8)
         try:
-            typed = {v.name: v for v in onnx.shape_inference.infer_shapes(proto, data_prop=True).graph.output}
+            typed = {v.name: v for v in onnx.shape_inference.infer_shapes(proto).graph.output}
         except onnx.shape_inference.InferenceError:
             typed = {}
         for value in proto.graph.output:

@@ -419,6 +419,12 @@ class OrtVerbs(Verbs):
     def max_route(self, x: Symbol, r: Symbol, window: Window) -> Symbol:
         """MaxPool's own ``Indices`` say who won: the first maximum in row-major order, padding never."""
         fitted, pads = self._fit(x, window, r.shape[2:])
+        axes = len(window.kernel)
+        before = [0] * len(x.shape)
+        if any(p >= k for p, k in zip(pads, window.kernel * 2, strict=True)):  # such pads onnxruntime refuses
+            before[2:] = pads[:axes]
+            fitted = self._around(fitted, before, [0, 0, *pads[axes:]], -np.inf)
+            pads = [0] * 2 * axes
         values, winners = self._new(), Symbol(self._new(), r.shape)
         self._nodes.append(
             helper.make_node(
@@ -426,20 +432,24 @@ class OrtVerbs(Verbs):
                 pads=pads, dilations=window.dilations,
             )  # fmt: skip
         )
+        read = _reading(window, x.shape[2:], r.shape[2:])
+        if not read.all():  # a window on padding alone has no winner: index -1
+            r = self.mul(r, self.constant(read))
         size = int(np.prod(fitted.shape))
         flat = self._ints([-1])
         zeros = self._emit(
             "ConstantOfShape", [self._ints([size])], (size,), value=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
         )
-        overlap = any(k * 1 > s for k, s in zip(window.kernel, window.strides, strict=True))
+        reaches = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
+        overlap = any(reach > s for reach, s in zip(reaches, window.strides, strict=True))
         routed = self._emit(
             "ScatterElements",
             [zeros, self._emit("Reshape", [winners, flat], (-1,)), self._emit("Reshape", [r, flat], (-1,))],
             (size,), axis=0, reduction="add" if overlap else "none",
         )  # fmt: skip
         result = self.reshape(routed, fitted.shape)
-        missing = [big - small for big, small in zip(x.shape, fitted.shape, strict=True)]
-        return self.pad(result, [0] * len(missing), missing) if any(missing) else result
+        after = [big - (small - b) for big, small, b in zip(x.shape, fitted.shape, before, strict=True)]
+        return self.pad(result, [-b for b in before], after)
 
     # --- reductions -------------------------------------------------------------------------------------------------
 
@@ -497,7 +507,11 @@ class OrtVerbs(Verbs):
             axes = [a for a in range(len(shape)) if begins[a] or ends[a]]
             cut = [self._ints([v[a] for a in axes]) for v in (starts, stops)]
             return self._emit("Slice", [x, *cut, self._ints(axes)], shape)
-        return self._emit("Pad", [x, self._ints([*begins, *ends])], shape)
+        return self._around(x, begins, ends, 0.0)
+
+    def _around(self, x: Symbol, begins: Sequence[int], ends: Sequence[int], fill: float) -> Symbol:
+        shape = [b + d + e for b, d, e in zip(begins, x.shape, ends, strict=True)]
+        return self._emit("Pad", [x, self._ints([*begins, *ends]), self.constant(fill)], shape)
 
     def gather(self, x: Symbol, indices: np.ndarray, axis: int) -> Symbol:
         shape = (*x.shape[:axis], len(indices), *x.shape[axis + 1 :])
@@ -541,6 +555,17 @@ def _ends(window: Window, spatial: Sequence[int], out: Sequence[int]) -> list[in
             out, window.kernel, window.strides, window.begins, window.dilations, spatial, strict=True
         )
     ]
+
+
+def _reading(window: Window, spatial: Sequence[int], out: Sequence[int]) -> np.ndarray:
+    """[1, 1, *out]: 1 where a window holds a cell, 0 where it lies on padding alone."""
+    read = np.ones(())
+    for o, k, s, b, d, size in zip(
+        out, window.kernel, window.strides, window.begins, window.dilations, spatial, strict=True
+    ):
+        cells = np.arange(o)[:, None] * s - b + np.arange(k) * d
+        read = read[..., None] * ((cells >= 0) & (cells < size)).any(axis=1)
+    return read[None, None]
 
 
 def _phases(kernel: int, stride: int, begin: int, dilation: int) -> list[list[tuple[int, int]]]:

@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Layer", "LayerGraph", "Refusal", "Shape", "Tensor"]
+__all__ = ["SATURATE", "Layer", "LayerGraph", "Refusal", "Shape", "Tensor"]
+
+# The view's own operator: the value clamped to [low, high], the range of a quantised tensor.
+SATURATE = "fgcam::Saturate"
 
 Shape = tuple[int | str | None, ...]
 
@@ -25,7 +28,8 @@ class Tensor:
 
     ``shape``: None where unknown, a dimension an int, a name or None. ``layout``: one letter an axis, "NCHW",
     None where the axes have no such meaning. ``nonnegative``: provably >= 0. ``from_image``: reached from the
-    graph input by index moves and affine constants only, so a linear layer that reads it reads pixels.
+    graph input by index moves and affine constants only, so a linear layer that reads it reads pixels. ``scale``: of a
+    quantised tensor, whose integers q stand for (q - zero_point) scale.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Tensor:
     layout: str | None = None
     nonnegative: bool = False
     from_image: bool = False
+    scale: float | None = None
+    zero_point: int = 0
 
     @property
     def spatial(self) -> tuple[int | str | None, ...]:
@@ -95,7 +101,7 @@ class LayerGraph:
     ``gates``: for a Mul layer by name, the position of the operand that is a gate (methods 3.2).
     ``notes``: sentences that a user should read (a stripped Softmax, negative BatchNormalization scales).
     ``head``: the op between the logits and the scores that the model gives (Softmax, Sigmoid), None if it gives logits.
-    ``refusals``: what the folding passes left alone, and why.
+    ``opset``: of ONNX's own operators in the model. ``refusals``: what the folding passes left alone, and why.
     """
 
     layers: tuple[Layer, ...]
@@ -108,6 +114,12 @@ class LayerGraph:
     notes: tuple[str, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     head: str | None = None
+    opset: int = 0
+
+    @property
+    def quantised(self) -> bool:
+        """Are some of its tensors integers with a scale?"""
+        return any(tensor.scale is not None for tensor in self.tensors.values())
 
     @cached_property
     def _producers(self) -> dict[str, Layer]:
@@ -130,6 +142,11 @@ class LayerGraph:
 
     def tensor(self, name: str) -> Tensor:
         return self.tensors.get(name) or Tensor(name)
+
+    def in_model(self, name: str) -> str:
+        """A tensor of the model with the shape of ``name``: itself, but for those that only the view has."""
+        behind = self.consumers(name)
+        return behind[0].output if len(behind) == 1 and behind[0].op == SATURATE else name
 
     def ancestors(self, tensor: str) -> set[str]:
         """Every tensor that ``tensor`` depends on, itself included."""

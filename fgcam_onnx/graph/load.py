@@ -153,6 +153,10 @@ def _array(stream: BinaryIO, tensor: TensorProto) -> np.ndarray:
 def _load(
     proto: onnx.ModelProto, digest: hashlib._Hash, path: Path | None, name: str, weights: dict[str, np.ndarray]
 ) -> LoadedModel:
+    for node in _all_nodes(proto.graph.node):
+        for word in (node.name, node.op_type, node.domain, *node.input, *node.output):
+            if not isinstance(word, str):  # protobuf gives text that is not UTF-8 as bytes
+                raise ModelError(f"{name} is damaged: the name {word!r} is not UTF-8", next="export or download it again")
     folder = path.resolve().parent if path else None
     external: set[Path] = set()
     for tensor in proto.graph.initializer:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import onnx
-from onnx import helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper, shape_inference
 
 from fgcam_onnx.errors import ModelError
+from fgcam_onnx.graph.layer import SATURATE, LayerGraph, Shape
 from fgcam_onnx.graph.load import LoadedModel
 
-__all__ = ["concrete_shapes", "infer", "typed_probe"]
+__all__ = ["concrete_shapes", "infer", "typed_probe", "view_shapes"]
 
 # Nothing that runs has a tensor of more elements.
 MOST_ELEMENTS = 1 << 34
@@ -39,7 +41,8 @@ def infer(probe: onnx.ModelProto) -> onnx.ModelProto:
         ModelError: a tensor is larger than any memory.
     """
     plain = shape_inference.infer_shapes(probe)
-    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in plain.graph.value_info}
+    values = (*plain.graph.input, *plain.graph.value_info)
+    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in values}
     for name, dims in sizes.items():
         if math.prod(d for d in dims if d > 0) > MOST_ELEMENTS:
             raise ModelError(
@@ -47,7 +50,7 @@ def infer(probe: onnx.ModelProto) -> onnx.ModelProto:
                 known=f"shape {dims}",
                 next="no machine can run this model: export it again, or do not trust this file",
             )
-    if any(len(dims) == 1 and dims[0] > LONGEST_SHAPE for dims in sizes.values()):
+    if any(len(sizes[v.name]) == 1 and sizes[v.name][0] > LONGEST_SHAPE for v in plain.graph.value_info):
         return plain
     return shape_inference.infer_shapes(probe, data_prop=True)
 
@@ -73,4 +76,45 @@ def concrete_shapes(model: LoadedModel, inputs: Mapping[str, tuple[int, ...]]) -
         kind = value.type.tensor_type
         if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
             found[value.name] = tuple(d.dim_value for d in kind.shape.dim)
+    return found
+
+
+def view_shapes(graph: LayerGraph, inputs: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Shapes of the view's own tensors, inferred on its canonical layers.
+
+    For models with operators whose shapes onnx does not know (com.microsoft's) and that the view has decoded.
+    """
+    nodes, small = [], []
+    typed = [helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)) for name, shape in inputs.items()]
+    for layer in graph.layers:
+        names = list(layer.inputs)
+        for position, value in layer.constants.items():
+            names[position] = f"{layer.name}/constant {position}"
+            if value.dtype.kind in "fiu" and value.size <= 64:
+                small.append(numpy_helper.from_array(np.ascontiguousarray(value), names[position]))
+            else:
+                typed.append(helper.make_tensor_value_info(names[position], TensorProto.FLOAT, value.shape))
+        domain, _, op = layer.op.rpartition("::")
+        given = {k: v for k, v in layer.attributes.items() if v is not None and not (isinstance(v, list) and not v)}
+        if layer.op == SATURATE:
+            domain, op, given = "", "Identity", {}
+        nodes.append(helper.make_node(op, names, list(layer.outputs), layer.name, domain=domain, **given))
+    output = onnx.ValueInfoProto(name=graph.logits)
+    twin = helper.make_model(
+        helper.make_graph(nodes, "view", typed, [output], small),
+        opset_imports=[helper.make_opsetid("", graph.opset)],
+    )
+    try:
+        twin = infer(twin)
+    except ModelError:
+        raise
+    except Exception:  # as in concrete_shapes
+        return dict(inputs)
+    found: dict[str, Shape] = dict(inputs)
+    for entry in (*twin.graph.value_info, *twin.graph.output):
+        kind = entry.type.tensor_type
+        if kind.HasField("shape"):
+            found[entry.name] = tuple(
+                d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in kind.shape.dim
+            )
     return found

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fgcam_onnx.graph.layer import Layer
+from fgcam_onnx.graph.layer import SATURATE, Layer
 
 __all__ = ["nonnegative_tensors"]
 
@@ -43,6 +43,8 @@ def _is_nonnegative(layer: Layer, found: set[str]) -> bool:
     if layer.op in RANGE:
         # A negative slope or offset would break HardSigmoid's range only through its outer clip at 0: it does not.
         return True
+    if layer.op == SATURATE:
+        return bool(layer.attributes["low"] >= 0) or known(0)
     if layer.op == "Clip":
         return _lower_bound(layer) >= 0 or known(0)
     if layer.op == "Max":

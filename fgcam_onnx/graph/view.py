@@ -22,16 +22,22 @@ from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape, Tensor
 from fgcam_onnx.graph.layout import find_layouts
 from fgcam_onnx.graph.load import ONNX_DOMAINS, LoadedModel, damaged
 from fgcam_onnx.graph.passes.base import PassResult
+from fgcam_onnx.graph.passes.decode_quantised import decode_quantised
 from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
 from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
 from fgcam_onnx.graph.passes.fold_pad import fold_pad
-from fgcam_onnx.graph.shapes import infer, typed_probe
+from fgcam_onnx.graph.shapes import infer, typed_probe, view_shapes
 from fgcam_onnx.graph.signs import nonnegative_tensors
 
 __all__ = ["build_view"]
 
-PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (fold_pad, fold_matmul_add, fold_batch_norm)
+PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
+    decode_quantised,
+    fold_pad,
+    fold_matmul_add,
+    fold_batch_norm,
+)
 SQUASHES = ("Softmax", "LogSoftmax", "Sigmoid")
 # What may stand between the last Softmax and the output without changing a value.
 WRAPPERS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast", "Dropout")
@@ -60,15 +66,16 @@ def _build(model: LoadedModel, output: str | None, fold_norms: bool) -> LayerGra
     outputs = tuple(value.name for value in graph.output)
     layers, protos = _layers(proto)
     opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), 1)
-    view = LayerGraph(layers, _tensors(model, values), inputs, outputs, image="", logits="")
+    view = LayerGraph(layers, _tensors(model, values), inputs, outputs, image="", logits="", opset=opset)
 
     result = fold_constants(view, values, protos, opset)
-    view, refused = result.graph, list(result.refused)
+    view, refused = _find_ends(result.graph, output), list(result.refused)
     for fold in PASSES if fold_norms else PASSES[:-1]:
         result = fold(view)
         view = result.graph
         refused += result.refused
-    view = _find_ends(view, output)
+    if view.quantised:
+        view = _with_shapes(view)
     return _analyse(replace(view, refusals=tuple(refused)))
 
 
@@ -130,6 +137,17 @@ def _tensors(model: LoadedModel, values: Mapping[str, np.ndarray]) -> dict[str, 
             dtype = "unknown"
         found[value.name] = Tensor(value.name, shape, dtype)
     return found
+
+
+def _with_shapes(graph: LayerGraph) -> LayerGraph:
+    """Fill in the shapes that only the decoded layers tell."""
+    inputs = {name: shape for name in graph.inputs if (shape := graph.tensor(name).shape) is not None}
+    tensors = dict(graph.tensors)
+    for name, shape in view_shapes(graph, inputs).items():
+        known = tensors.get(name) or Tensor(name, dtype="unknown")
+        if known.shape is None:
+            tensors[name] = replace(known, shape=shape)
+    return replace(graph, tensors=tensors)
 
 
 def _find_ends(graph: LayerGraph, output: str | None) -> LayerGraph:

@@ -33,7 +33,8 @@ def z_box(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
     )
     (above, plus), (below, minus) = pairs
     z = xp.add(op.apply(node, above, plus, xp), op.apply(node, below, minus, xp))
-    s, leak = xp.share(r, z, nonnegative=True)
+    # Given bounds are the user's word: a pixel outside them makes terms, and z, negative.
+    s, leak = xp.share(r, z, nonnegative=isinstance(node.options.get("bounds", "per_image"), str))
     result = xp.add(
         xp.mul(above, op.adjoint(node, s, plus, xp)),
         xp.mul(below, op.adjoint(node, s, minus, xp)),

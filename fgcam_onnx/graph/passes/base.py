@@ -50,6 +50,8 @@ def fuse_pairs(
                 result: Layer | Refusal = refuse(second, f"{first.name}'s output is also read by {others}")
             elif first.output in graph.outputs:
                 result = refuse(second, f"{first.name}'s output {first.output!r} is a graph output")
+            elif first.output == graph.logits:
+                result = refuse(second, f"{first.name}'s output {first.output!r} is what is explained")
             else:
                 result = fuse(graph, first, second)
             if isinstance(result, Layer):
