@@ -47,6 +47,8 @@ def session_options(threads: int | None = None) -> Any:
     """Options of every session here: all optimisations, warnings off, ``threads`` or FGCAM_THREADS or all cores."""
     options = onnxruntime().SessionOptions()
     options.log_severity_level = 4  # its errors reach the user as ours, once
+    # A planned block for all activations of one shape would stand beside the arena that already holds them.
+    options.enable_mem_pattern = False
     wanted = threads or int(os.environ.get("FGCAM_THREADS", "0") or 0)
     if wanted:
         options.intra_op_num_threads = wanted
