@@ -564,9 +564,16 @@ def _as_float(value: Any, tensor: Tensor) -> Any:
     """float32 as it is, integers of a quantised tensor by their scale, anything else as a float32 array."""
     if tensor.scale is not None:
         return (_numpy(value).astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
-    if isinstance(value, np.ndarray):
-        return value.astype(np.float32, copy=False)
-    return value if value.data_type() == "tensor(float)" else value.numpy().astype(np.float32)
+    if not isinstance(value, np.ndarray) and value.data_type() == "tensor(float)":
+        return value
+    value = _numpy(value)
+    if value.dtype.kind in "iu" and not tensor.from_image:
+        raise ActivationError(
+            f"tensor {tensor.name!r} holds integers, and the graph does not say what they stand for",
+            known="its scale is not stated by the quantised operators around it",
+            next="this way of quantising is not understood yet: explain the float model that this one was made from",
+        )
+    return value.astype(np.float32, copy=False)
 
 
 def explain(model: Any, x: Any, **options: Any) -> Explanation:

@@ -101,9 +101,7 @@ def _relu(node: Node, xp: Verbs) -> Array:
 
 
 def clip_bounds(node: Node) -> tuple[float, float]:
-    """min and max of a Clip (attributes before opset 11, operands since) or of a Saturate."""
-    if node.layer.op in SATURATE:
-        return float(node.attributes["low"]), float(node.attributes["high"])
+    """min and max of a Clip: attributes before opset 11, operands since."""
     if node.layer.version < 11:
         return float(node.attributes.get("min", -math.inf)), float(node.attributes.get("max", math.inf))
     low, high = node.layer.constant(1), node.layer.constant(2)
@@ -119,6 +117,16 @@ def _clip(node: Node, xp: Verbs) -> Array:
     if high < math.inf:
         inside = xp.mul(inside, xp.greater(xp.constant(high), node.y))
     return inside
+
+
+def _saturate(node: Node, xp: Verbs) -> Array:
+    """1[y > low] where a range that starts at 0 cuts negative values off, that is, where the quantiser absorbed a ReLU; else 1.
+
+    The other ends of the range are where calibration happened to stop, not part of the function that was trained. The
+    winning logit often sits on the upper one: a derivative of 0 there would make the whole map vanish.
+    """
+    absorbed = node.attributes["low"] >= 0 and not node.nonnegative()
+    return _above(node.y, xp) if absorbed else xp.constant(1.0)
 
 
 def _leaky(node: Node, xp: Verbs) -> Array:
@@ -247,7 +255,8 @@ def _neg(node: Node, xp: Verbs) -> Array:
 
 
 _register("y", _relu, Relu=ZEROING["Relu"])
-_register("y", _clip, Clip=ZEROING["Clip"], **SATURATE)
+_register("y", _clip, Clip=ZEROING["Clip"])
+_register("y", _saturate, **SATURATE)
 for _op, _reads, _slope in (
     ("LeakyRelu", "x", _leaky),
     ("PRelu", "x", _leaky),

@@ -18,7 +18,13 @@ from fgcam_onnx.graph.image import image_tensors
 from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph, Refusal, Tensor
 from fgcam_onnx.graph.passes.base import PassResult, refuse
 
+# An Identity here may be a decoded Quantize or DequantizeLinear, with integers on one side only: it carries nothing.
+CARRIES = {"MaxPool", "GlobalMaxPool", "Flatten", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split"}
+CARRIES |= {"Gather", "Dropout"}
 Scale = tuple[np.ndarray, np.ndarray]
+
+
+__all__ = ["decode_quantised", "decoded"]
 
 
 class _KeepError(Exception):
@@ -40,16 +46,33 @@ def decode_quantised(graph: LayerGraph) -> PassResult:
             decoded = None
         modified |= decoded is not None
         layers += [layer] if decoded is None else decoded
+    if modified:
+        _spread(layers, tensors)
     result = replace(graph, layers=tuple(layers), tensors=tensors) if modified else graph
     return PassResult(result, modified, tuple(refused))
+
+
+def _spread(layers: list[Layer], tensors: dict[str, Tensor]) -> None:
+    """Ops that hand integers on unchanged hand their scale on too."""
+    for layer in (*layers, *reversed(layers)):
+        if layer.op not in CARRIES or not layer.operands:
+            continue
+        names = [layer.inputs[0], *(name for name in layer.outputs if name)]
+        known = next((tensors[name] for name in names if name in tensors and tensors[name].scale is not None), None)
+        for name in names if known is not None else ():
+            own = tensors.get(name) or Tensor(name, dtype="unknown")
+            if own.scale is None:
+                tensors[name] = replace(own, scale=known.scale, zero_point=known.zero_point)  # type: ignore[union-attr]
 
 
 def _decode(layer: Layer, tensors: dict[str, Tensor], picture: object) -> list[Layer] | None:
     if layer.op == "QuantizeLinear":
         scale = _pair(layer, 1, 2)
         # The picture's own range is not a ReLU: its darkest pixels are pixels.
-        passed = replace(layer, op="Identity", version=13, inputs=layer.inputs[:1], attributes={}, constants={})
-        return [_noted(passed, scale, tensors)] if picture else _saturated(passed, scale, tensors, "Identity", 13)
+        if not picture:
+            return [_saturate(layer, layer.inputs[0], layer.output, scale, tensors)]
+        _note(tensors, layer.output, scale)
+        return [replace(layer, op="Identity", version=13, inputs=layer.inputs[:1], attributes={}, constants={})]
     if layer.op == "DequantizeLinear":
         _note(tensors, layer.inputs[0], _pair(layer, 1, 2))
         return [replace(layer, op="Identity", version=13, inputs=layer.inputs[:1], attributes={}, constants={})]
@@ -61,7 +84,7 @@ def _conv(layer: Layer, tensors: dict[str, Tensor]) -> list[Layer]:
     x, w, y = _pair(layer, 1, 2), _pair(layer, 4, 5), _pair(layer, 6, 7)
     weight = _constant(layer, 3)
     _note(tensors, layer.inputs[0], x)
-    inputs, constants = [layer.inputs[0], layer.inputs[3]], {1: _decoded(weight, w, axis=0)}
+    inputs, constants = [layer.inputs[0], layer.inputs[3]], {1: decoded(weight, w, axis=0)}
     if layer.given(8):
         inputs.append(layer.inputs[8])
         constants[2] = (_constant(layer, 8) * (x[0] * w[0]).reshape(-1)).astype(np.float32)
@@ -71,9 +94,27 @@ def _conv(layer: Layer, tensors: dict[str, Tensor]) -> list[Layer]:
 def _matmul(layer: Layer, tensors: dict[str, Tensor]) -> list[Layer]:
     a, b, y = _pair(layer, 1, 2), _pair(layer, 4, 5), _pair(layer, 6, 7)
     _note(tensors, layer.inputs[0], a)
-    weight = _decoded(_constant(layer, 3), b, axis=-1)
+    weight = decoded(_constant(layer, 3), b, axis=-1)
     inputs = (layer.inputs[0], layer.inputs[3])
     return _saturated(replace(layer, inputs=inputs, constants={1: weight}), y, tensors, "MatMul", 13)
+
+
+def _gemm(layer: Layer, tensors: dict[str, Tensor]) -> list[Layer]:
+    """com.microsoft's QGemm: A, B and C as Gemm's; without an output scale its result is float already."""
+    a, b = _pair(layer, 1, 2), _pair(layer, 4, 5)
+    _note(tensors, layer.inputs[0], a)
+    transposed = layer.attributes.get("transB", 0)
+    alpha = layer.attributes.get("alpha", 1.0)
+    inputs, constants = [layer.inputs[0], layer.inputs[3]], {}
+    constants[1] = decoded(_constant(layer, 3), b, axis=0 if transposed else -1)
+    if layer.given(6):
+        inputs.append(layer.inputs[6])
+        constants[2] = (_constant(layer, 6) * (alpha * a[0] * b[0]).reshape(-1)).astype(np.float32)
+    attributes = {"alpha": alpha, "beta": 1.0, "transA": layer.attributes.get("transA", 0), "transB": transposed}
+    plain = replace(layer, inputs=tuple(inputs), attributes=attributes, constants=constants)
+    if not layer.given(7):
+        return [replace(plain, op="Gemm", version=13)]
+    return _saturated(plain, _pair(layer, 7, 8), tensors, "Gemm", 13)
 
 
 def _binary(op: str) -> Callable[[Layer, dict[str, Tensor]], list[Layer]]:
@@ -82,7 +123,7 @@ def _binary(op: str) -> Callable[[Layer, dict[str, Tensor]], list[Layer]]:
         constants = {}
         for to, (position, pair) in enumerate(pairs.items()):
             if position in layer.constants:
-                constants[to] = _decoded(layer.constants[position], pair, axis=-1)
+                constants[to] = decoded(layer.constants[position], pair, axis=-1)
             else:
                 _note(tensors, layer.inputs[position], pair)
         inputs = (layer.inputs[0], layer.inputs[3])
@@ -105,6 +146,7 @@ def _pool(op: str, version: int) -> Callable[[Layer, dict[str, Tensor]], list[La
 DECODERS: Mapping[str, Callable[[Layer, dict[str, Tensor]], list[Layer]]] = {
     "QLinearConv": _conv,
     "QLinearMatMul": _matmul,
+    "com.microsoft::QGemm": _gemm,
     "com.microsoft::QLinearAdd": _binary("Add"),
     "com.microsoft::QLinearMul": _binary("Mul"),
     "com.microsoft::QLinearGlobalAveragePool": _pool("GlobalAveragePool", 1),
@@ -117,17 +159,18 @@ def _saturated(layer: Layer, scale: Scale, tensors: dict[str, Tensor], op: str, 
     name = layer.output
     free = f"{name} before saturation"
     tensors[free] = Tensor(free, tensors[name].shape if name in tensors else None)
+    value = replace(layer, op=op, version=version, outputs=(free,))
+    clamp = Layer(f"{layer.name} saturation", layer.op, 1, (free,), (name,))
+    return [value, _saturate(clamp, free, name, scale, tensors)]
+
+
+def _saturate(layer: Layer, source: str, name: str, scale: Scale, tensors: dict[str, Tensor]) -> Layer:
+    """The layer that clamps ``source`` to what the integers of ``name`` can state."""
     _note(tensors, name, scale)
     limits = np.iinfo(scale[1].dtype)
-    low, high = (float(_decoded(np.asarray(bound, scale[1].dtype), scale)) for bound in (limits.min, limits.max))
-    value = replace(layer, op=op, version=version, outputs=(free,))
-    clamp = Layer(f"{layer.name} saturation", SATURATE, 1, (free,), (name,), {"low": low, "high": high})
-    return [value, clamp]
-
-
-def _noted(layer: Layer, scale: Scale, tensors: dict[str, Tensor]) -> Layer:
-    _note(tensors, layer.output, scale)
-    return layer
+    low, high = (float(decoded(np.asarray(bound, scale[1].dtype), scale)) for bound in (limits.min, limits.max))
+    attributes = {"low": low, "high": high}
+    return replace(layer, op=SATURATE, version=1, inputs=(source,), attributes=attributes, constants={})
 
 
 def _note(tensors: dict[str, Tensor], name: str, scale: Scale) -> None:
@@ -152,7 +195,7 @@ def _constant(layer: Layer, position: int) -> np.ndarray:
     return value
 
 
-def _decoded(q: np.ndarray, scale: Scale, axis: int = 0) -> np.ndarray:
+def decoded(q: np.ndarray, scale: Scale, axis: int = 0) -> np.ndarray:
     """(q - zero_point) scale; a vector of scales runs along ``axis``."""
     step, point = scale
     if step.size > 1:

@@ -16,6 +16,7 @@ from onnx import numpy_helper
 
 from fgcam_onnx.graph.layer import Layer, LayerGraph, Refusal
 from fgcam_onnx.graph.passes.base import PassResult, refuse
+from fgcam_onnx.graph.passes.decode_quantised import decoded
 
 # A folded value larger than this stays a node: a hostile ConstantOfShape must not fill the memory.
 LARGEST = 1 << 28
@@ -63,6 +64,12 @@ def _evaluate(
         return None
     if layer.op == "Identity":
         return {layer.output: layer.constants[0]}
+    if layer.op == "DequantizeLinear" and not layer.attributes.get("block_size"):
+        # The reference evaluator knows the newest versions only; the arithmetic never changed.
+        q, step = layer.constants[0], layer.constants[1].astype(np.float32)
+        point = layer.constants.get(2, np.zeros((), q.dtype))
+        if q.dtype.kind in "iu":
+            return {layer.output: decoded(q, (step, point), axis=layer.attributes.get("axis", 1))}
     if layer.op == "ConstantOfShape":
         size = math.prod(int(d) for d in layer.constants[0].ravel()) * 8
     else:

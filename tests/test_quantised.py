@@ -1,0 +1,167 @@
+"""int8 graphs as onnxruntime's own quantiser writes them: decoded layers compute what the integer ones compute."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import tiny_models
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from fgcam_onnx import Explainer
+from fgcam_onnx.backends.base import Program
+from fgcam_onnx.backends.numpy import NumpyBackend
+from fgcam_onnx.graph.layer import SATURATE, LayerGraph
+
+KINDS = {
+    "qoperator": (QuantFormat.QOperator, False, QuantType.QUInt8),
+    "qoperator-per-channel": (QuantFormat.QOperator, True, QuantType.QUInt8),
+    "qdq": (QuantFormat.QDQ, False, QuantType.QUInt8),
+    "qdq-per-channel-int8": (QuantFormat.QDQ, True, QuantType.QInt8),
+}
+SHAPE = (4, 3, 16, 12)
+
+
+class _Pictures(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, name: str, x: np.ndarray) -> None:
+        self.left = iter([{name: x[i : i + 1]} for i in range(len(x))])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.left, None)
+
+
+def pictures(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, *SHAPE[1:])).astype(np.float32)
+
+
+@cache
+def quantised(kind: str, network: str) -> tuple[bytes, bytes]:
+    """The float model and its int8 twin."""
+    import tempfile
+
+    fmt, per_channel, activations = KINDS[kind]
+    model: onnx.ModelProto = getattr(tiny_models, network)()
+    with tempfile.TemporaryDirectory() as folder:
+        source, ready, target = (Path(folder) / f"{name}.onnx" for name in ("float", "ready", "int8"))
+        onnx.save(model, source)
+        logging.disable(logging.WARNING)
+        try:
+            # As its documentation asks: BatchNormalization is folded before anything is quantised.
+            quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
+            quantize_static(
+                str(ready), str(target), _Pictures(model.graph.input[0].name, pictures(16, 1)), quant_format=fmt,
+                per_channel=per_channel, activation_type=activations, weight_type=QuantType.QInt8,
+            )  # fmt: skip
+        finally:
+            logging.disable(logging.NOTSET)
+        return source.read_bytes(), target.read_bytes()
+
+
+CASES = [(kind, network) for kind in KINDS for network in ("vgg", "residual")]
+
+
+def activations(explainer: Explainer, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    """Decoded activations by name, in float64."""
+    found = explainer.activations(x, names)
+    out = {}
+    for name, value in found.items():
+        tensor = explainer.graph.tensor(name)
+        scale = 1.0 if tensor.scale is None else tensor.scale
+        out[name] = (value.astype(np.float64) - (tensor.zero_point if tensor.scale is not None else 0)) * scale
+    return out
+
+
+def convolutions(graph: LayerGraph) -> list[tuple[object, object]]:
+    """(convolution, the Saturate behind it)."""
+    return [
+        (layer, graph.consumers(layer.output)[0])
+        for layer in graph.layers
+        if layer.op == "Conv" and graph.consumers(layer.output)[0].op == SATURATE
+    ]
+
+
+@pytest.mark.parametrize(("kind", "network"), CASES)
+def test_a_decoded_convolution_computes_what_the_integer_one_does(kind: str, network: str) -> None:
+    explainer = Explainer(quantised(kind, network)[1])
+    x = pictures(2, 2)
+    pairs = convolutions(explainer.graph)
+    assert pairs
+    for conv, clamp in pairs:
+        names = [conv.inputs[0], clamp.output]  # type: ignore[attr-defined]
+        tape = activations(explainer, x, names)
+        weight, bias = conv.constants[1], conv.constants.get(2, np.zeros(1))  # type: ignore[attr-defined]
+
+        def run(xp, inputs, conv=conv, shapes={n: a.shape for n, a in tape.items()}):  # type: ignore[no-untyped-def]  # noqa: B006
+            from fgcam_onnx.node import Node
+            from fgcam_onnx.rules.conv import Conv
+
+            shapes = {**shapes, conv.output: shapes[clamp.output]}  # noqa: B023
+            node = Node(conv, explainer.graph, xp, inputs, shapes)
+            return {"z": Conv.apply(node, inputs[conv.inputs[0]], xp.constant(conv.constants[1]), xp)}
+
+        z = NumpyBackend(np.float64).execute(Program("z", run), tape)["z"]
+        z = z + bias.reshape(1, -1, *[1] * (weight.ndim - 2))
+        expected = np.clip(z, clamp.attributes["low"], clamp.attributes["high"])  # type: ignore[attr-defined]
+        step = explainer.graph.tensor(clamp.output).scale  # type: ignore[attr-defined]
+        assert step is not None
+        assert np.abs(expected - tape[clamp.output]).max() <= 0.51 * step  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("kind", "network"), CASES)
+def test_the_int8_map_is_close_to_the_float_map_and_accounted_for(kind: str, network: str) -> None:
+    plain, integer = (Explainer(content) for content in quantised(kind, network))
+    x = pictures(4, 3)
+    target = plain.explain(x).target
+    coverage = integer.coverage()
+    assert coverage.complete, coverage.gaps
+    for method in ("fg-grad-cam", "grad-cam", "fg-layer-cam"):
+        a, b = (e.explain(x, method=method, target=list(target)) for e in (plain, integer))
+        assert b.ledger.residual < 1e-4
+        pearson = np.corrcoef(a.relevance.ravel(), b.relevance.ravel())[0, 1]
+        assert pearson > 0.9, (method, pearson)
+        # The scale too: a tensor read as bare integers would keep the shape of the map and multiply its size.
+        np.testing.assert_allclose(np.abs(b.relevance).sum(), np.abs(a.relevance).sum(), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_forward_pass_is_the_quantised_one(kind: str) -> None:
+    content = quantised(kind, "vgg")[1]
+    x = pictures(3, 4)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    (scores,) = session.run(None, {session.get_inputs()[0].name: x})
+    np.testing.assert_allclose(Explainer(content).explain(x).logits, scores, rtol=1e-6, atol=1e-6)
+
+
+def test_an_absorbed_relu_is_on_the_way_of_the_gradient() -> None:
+    """In int8 the ReLU is the lower end of the range: where it bites, the gradient is 0, as behind the float ReLU."""
+    content = quantised("qoperator", "vgg")[1]
+    explainer = Explainer(content)
+    graph = explainer.graph
+    absorbed = [clamp for _, clamp in convolutions(graph) if graph.tensor(clamp.output).nonnegative]  # type: ignore[attr-defined]
+    assert absorbed, "the quantiser should have absorbed a ReLU"
+    from fgcam_onnx.composite import GradientComposite
+    from fgcam_onnx.descent import walk
+
+    source = absorbed[0].inputs[0]  # type: ignore[attr-defined]
+    steps, gaps = walk(graph, graph.logits, source, GradientComposite())
+    assert not gaps
+    assert any(step.layer.op == SATURATE and step.layer.name == absorbed[0].name for step in steps)  # type: ignore[attr-defined]
+
+
+def test_signs_come_from_zero_points() -> None:
+    explainer = Explainer(quantised("qoperator", "vgg")[1])
+    x = pictures(8, 5)
+    graph = explainer.graph
+    names = [n for n, t in graph.tensors.items() if t.scale is not None and graph.producer(n) is not None]
+    assert names
+    for name, values in activations(explainer, x, names).items():
+        if graph.tensor(name).nonnegative:
+            assert values.min() >= 0, name
