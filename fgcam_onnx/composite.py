@@ -149,7 +149,7 @@ class RelevanceComposite(Composite):
                     f"option zb_bounds cannot be {self.zb_bounds!r}",
                     known="'per_image', or a pair (low, high) of numbers or of one number a channel",
                 )
-        elif len(self.zb_bounds) != 2 or not np.all(np.less_equal(*map(np.asarray, self.zb_bounds))):
+        elif not _is_pair(self.zb_bounds):
             raise OptionError(
                 f"option zb_bounds cannot be {self.zb_bounds!r}", known="a pair (low, high) with low <= high"
             )
@@ -168,3 +168,10 @@ class RelevanceComposite(Composite):
         return _own_rule(layer, graph, "relevance", None if option is None else getattr(self, option))
 
 
+def _is_pair(bounds: Any) -> bool:
+    """(low, high) with low <= high, each a number or one a channel?"""
+    try:
+        low, high = (np.asarray(bound, np.float64) for bound in bounds)
+        return low.ndim < 2 and high.ndim < 2 and bool(np.all(low <= high))
+    except (TypeError, ValueError):
+        return False

@@ -114,7 +114,8 @@ def walk(
             continue
         masked = all(dead.get(name, False) for name in arriving)
         steps.append(Step(layer, rule, masked))
-        quiet = rule.dead_inputs == "always" or (rule.dead_inputs == "inherits" and masked)
+        dead_inputs = rule.dead_inputs_of(layer, graph)
+        quiet = dead_inputs == "always" or (dead_inputs == "inherits" and masked)
         for name in _sent(layer, rule, graph):
             if name in on_path:
                 dead[name] = quiet and dead.get(name, True)
@@ -138,8 +139,9 @@ def _gap_error(graph: LayerGraph, gaps: list[tuple[Layer, Gap]], composite: Comp
     ops = [row.op for row in registry.table()]
     more = f" (and {len(gaps) - 1} more nodes without a rule: fgcam inspect)" if len(gaps) > 1 else ""
     file = layer.op.split("::")[-1].lower()
+    what = f"no {composite.kind} rule for {layer.op}-{layer.version}"
     return UnsupportedOpError(
-        f"no {composite.kind} rule for {layer.op}-{layer.version}: {gap.reason}{more}",
+        (what if gap.reason == what else f"{what}: {gap.reason}") + more,
         at=f"node {layer.name!r}   ({way})",
         known=f"{', '.join(ops[:4])} and {len(ops) - 4} more: fgcam ops",
         next=f"register one, as rules/{file}.py would: see 'Adding a rule' in the README",

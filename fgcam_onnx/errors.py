@@ -110,5 +110,5 @@ class OptionError(FgcamError):
 def nearest(word: str, known: Iterable[str], n: int = 3) -> str:
     """``did you mean 'a', 'b'?``, or an empty string when nothing is near."""
     lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), list(lower), n=n, cutoff=0.5)
+    found = difflib.get_close_matches(str(word).lower(), list(lower), n=n, cutoff=0.5)
     return f"did you mean {', '.join(repr(lower[f]) for f in found)}?" if found else ""

@@ -154,7 +154,7 @@ class Explainer:
 
     def coverage(self, **options: Any) -> Coverage:
         """Each node on the path with its rule, or why it has none. Nothing is run. Options as in :meth:`explain`."""
-        return cover(self._graph_for(options), self.default_layer, RelevanceComposite(**options))
+        return cover(self._graph_for(options), self.default_layer, self._composite(options))
 
     # --- explaining -----------------------------------------------------------------------------------------------
 
@@ -203,15 +203,7 @@ class Explainer:
     def _job(
         self, chosen: Method, layer: str | None, start: str | None, denoise: bool, options: dict[str, Any]
     ) -> _Job:
-        known = {f.name for f in fields(RelevanceComposite) if f.init}
-        for name in options:
-            if name not in known and name not in DENOISE_OPTIONS:
-                raise OptionError(
-                    f"method {chosen.name!r} has no option {name!r}",
-                    known=", ".join((*known, *DENOISE_OPTIONS)),
-                    next=nearest(name, (*known, *DENOISE_OPTIONS)) or None,
-                )
-        composite = RelevanceComposite(**{k: v for k, v in options.items() if k in known})
+        composite = self._composite(options, f"method {chosen.name!r}", DENOISE_OPTIONS)
         graph = self._graph_for(options)
         if chosen.fine:
             source = self._tensor(start, graph) if start is not None else self.default_layer
@@ -233,6 +225,27 @@ class Explainer:
         head = self._plan(graph, graph.logits, source, GradientComposite(), False) if chosen.differentiates else None
         body = self._plan(graph, source, target, composite, dead_start)
         return _Job(chosen, graph, source, target, head, body, denoise, cleaning)
+
+    def _composite(
+        self, options: Mapping[str, Any], owner: str = "coverage()", others: tuple[str, ...] = ()
+    ) -> RelevanceComposite:
+        known = [f.name for f in fields(RelevanceComposite) if f.init]
+        for name in options:
+            if name not in (*known, *others):
+                raise OptionError(
+                    f"{owner} has no option {name!r}",
+                    known=", ".join((*known, *others)),
+                    next=nearest(name, (*known, *others)) or None,
+                )
+        composite = RelevanceComposite(**{k: v for k, v in options.items() if k in known})
+        bounds = () if isinstance(composite.zb_bounds, str) else composite.zb_bounds
+        channels = dict(zip(self.layout, self.input_shape, strict=False)).get("C")
+        for bound in bounds:
+            if isinstance(channels, int) and np.size(bound) not in (1, channels):
+                raise OptionError(
+                    f"option zb_bounds has {np.size(bound)} numbers", known=f"the image has {channels} channels"
+                )
+        return composite
 
     def _graph_for(self, options: Mapping[str, Any]) -> LayerGraph:
         if options.get("batchnorm", "fold") == "fold":
@@ -372,10 +385,9 @@ class Explainer:
         plans = [plan for plan in (job.head, job.body) if plan is not None]
         reads = {name for plan in plans for name in plan.reads} | {job.source, job.graph.logits}
         unknown = {name: job.graph.in_model(name) for plan in plans for name in plan.tensors if name not in shapes}
-        reads |= set(unknown.values())
-        raw = self._forward.run({job.graph.image: x}, sorted(reads))
-        tape = {name: _as_float(value, job.graph.tensor(name)) for name, value in raw.items()}
-        shapes.update({name: _shape(value) for name, value in tape.items()})
+        raw = self._forward.run({job.graph.image: x}, sorted(reads | set(unknown.values())))
+        tape = {name: _as_float(raw[name], job.graph.tensor(name)) for name in sorted(reads)}
+        shapes.update({name: _shape(value) for name, value in raw.items()})
         shapes.update({name: shapes[known] for name, known in unknown.items()})
 
         logits = _numpy(tape[job.graph.logits]).reshape(len(x), -1).astype(np.float32)

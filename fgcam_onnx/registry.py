@@ -52,7 +52,7 @@ class Rule:
     ``refuses``: why this layer cannot be served, None if it can.
     ``leaks``: "conserved", or what is dropped, in words.
     ``dead_inputs``: does x_i = 0 imply R_i = 0 (methods 9.1.5), so that a ReLU before it need not mask? "always",
-    "inherits" (where it holds for the output), "never".
+    "inherits" (where it holds for the output), "never"; or which of these, decided for each layer.
     """
 
     name: str
@@ -63,8 +63,11 @@ class Rule:
     sends: Callable[[Layer, LayerGraph], tuple[int, ...]] = _all_operands
     refuses: Callable[[Layer, LayerGraph], str | None] = _serves_all
     leaks: str = "conserved"
-    dead_inputs: DeadInputs = "never"
+    dead_inputs: DeadInputs | Callable[[Layer, LayerGraph], DeadInputs] = "never"
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def dead_inputs_of(self, layer: Layer, graph: LayerGraph) -> DeadInputs:
+        return self.dead_inputs if isinstance(self.dead_inputs, str) else self.dead_inputs(layer, graph)
 
 
 class LinearMap:
@@ -168,7 +171,7 @@ def relevance(
     *,
     reads: str = "",
     leaks: str = "conserved",
-    dead_inputs: DeadInputs = "never",
+    dead_inputs: DeadInputs | Callable[[Layer, LayerGraph], DeadInputs] = "never",
     sends: Callable[[Layer, LayerGraph], tuple[int, ...]] = _all_operands,
     refuses: Callable[[Layer, LayerGraph], str | None] = _serves_all,
     **ops: tuple[int, ...],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,14 +55,15 @@ def session_options(threads: int | None = None) -> Any:
     return options
 
 
-def session(model: bytes, options: Any, providers: list[str]) -> Any:
+def session(model: bytes, options: Any, providers: Sequence[Any]) -> Any:
     """A session that runs on the given providers and on no other.
 
     Raises:
         BackendError: onnxruntime refuses the model, or would silently fall back to another provider.
     """
     ort = onnxruntime()
-    missing = [p for p in providers if p not in ort.get_available_providers()]
+    names = [p if isinstance(p, str) else p[0] for p in providers]  # a provider may come with its options
+    missing = [name for name in names if name not in ort.get_available_providers()]
     if missing:
         raise BackendError(
             f"execution provider {missing[0]} is not in this onnxruntime",
@@ -74,9 +75,9 @@ def session(model: bytes, options: Any, providers: list[str]) -> Any:
     except Exception as error:  # onnxruntime's exception classes are not public
         reason = " ".join(str(error).split())
         raise BackendError("onnxruntime cannot load the model", known=reason[:400]) from error
-    if providers and providers[0] not in made.get_providers():
+    if names and names[0] not in made.get_providers():
         raise BackendError(
-            f"execution provider {providers[0]} does not work here: onnxruntime fell back to {made.get_providers()[0]}",
+            f"execution provider {names[0]} does not work here: onnxruntime fell back to {made.get_providers()[0]}",
             known="its libraries or its device are missing",
             next="check the driver and CUDA libraries, or choose providers=['CPUExecutionProvider']",
         )

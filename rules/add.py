@@ -12,8 +12,9 @@ a = (2, -1, 1), b = (1, 3, -4), R = (6, 6, 6): zplus gives a (4, 0, 6), b (2, 6,
 from __future__ import annotations
 
 from fgcam_onnx.backends.base import Array, Verbs
+from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
-from fgcam_onnx.registry import gradient, relevance
+from fgcam_onnx.registry import DeadInputs, gradient, relevance
 
 OPS = {"Add": (7, 13, 14), "Sum": (8, 13), "Sub": (7, 13, 14)}
 
@@ -26,7 +27,12 @@ def _terms(node: Node, xp: Verbs) -> dict[int, Array]:
     }
 
 
-@relevance("zplus", reads="x", leaks="relevance of cells where every operand is <= 0", dead_inputs="always", **OPS)
+def _dead_inputs(layer: Layer, graph: LayerGraph) -> DeadInputs:
+    """A share of 0 is 0, but a tensor to which a constant is added takes everything, also where it is 0."""
+    return "always" if len(layer.operands) > 1 else "never"
+
+
+@relevance("zplus", reads="x", leaks="relevance of cells where every operand is <= 0", dead_inputs=_dead_inputs, **OPS)
 def zplus(node: Node, r: Array, xp: Verbs) -> Flow:
     """r [n, ...] -> one [n, ...] for each operand, of the operand's own shape."""
     if len(node.layer.operands) == 1:
@@ -38,7 +44,7 @@ def zplus(node: Node, r: Array, xp: Verbs) -> Flow:
     return _split(node, terms, r, xp, nonnegative=True)
 
 
-@relevance("norm", reads="x", leaks="relevance of cells where the sum is 0", dead_inputs="always", **OPS)
+@relevance("norm", reads="x", leaks="relevance of cells where the sum is 0", dead_inputs=_dead_inputs, **OPS)
 def norm(node: Node, r: Array, xp: Verbs) -> Flow:
     """r [n, ...] -> one [n, ...] for each operand, of the operand's own shape."""
     if len(node.layer.operands) == 1:

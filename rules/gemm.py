@@ -1,9 +1,10 @@
 """Gemm and MatMul by a constant: fully connected layers.
 
-    Gemm:    apply(x, w) = x op_B(w)      w = alpha B, so that its sign is the weight's; op_B transposes if transB says so
+    Gemm:    apply(x, w) = x op_B(w)      w = alpha B, and op_B transposes if transB says so
     MatMul:  apply(x, w) = x w            x [n, ..., i], w [i, o]
 
-beta C is bias. transA would make the batch the last axis: refused.
+beta C is bias. alpha belongs to the weight: a negative one swaps W+ and W-. transA would make the batch the last axis:
+refused.
 
 Source: methods 3.1; ONNX Gemm-7, -9, -11, -13 and MatMul-1, -9, -13 (the versions differ in types only).
 """
@@ -28,7 +29,7 @@ class Gemm(LinearMap):
     @staticmethod
     def weight(layer: Layer) -> np.ndarray | None:
         w, alpha = layer.constant(1), layer.attributes["alpha"]
-        return w if w is None or alpha == 1.0 else w * w.dtype.type(alpha)
+        return w if w is None or alpha == 1.0 else w.astype(np.float64) * alpha
 
     @classmethod
     def refuses(cls, layer: Layer, graph: LayerGraph) -> str | None:

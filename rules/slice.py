@@ -47,11 +47,8 @@ def _read_cells(node: Node) -> dict[int, np.ndarray]:
     cells = {}
     for k, axis in enumerate(axes):
         size, step = shape[int(axis)], 1 if steps is None else int(steps[k])
-        start, end = int(starts[k]), int(ends[k])
-        # ONNX clamps as Python does, but for an end before the first cell when walking down.
-        end = end + size if -size <= end < 0 else end
-        stop = None if step < 0 and end < 0 else end
-        cells[int(axis) % len(shape)] = np.arange(size)[slice(start, stop, step)]
+        # ONNX counts from the end and clamps as Python does.
+        cells[int(axis) % len(shape)] = np.arange(size)[int(starts[k]) : int(ends[k]) : step]
     return cells
 
 

@@ -22,30 +22,29 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from fgcam_onnx import registry
+from fgcam_onnx import descent, registry
 from fgcam_onnx.backends.base import Array, Backend, Program, Verbs
 from fgcam_onnx.backends.numpy import NumpyBackend
 from fgcam_onnx.backends.ort import OrtBackend
-from fgcam_onnx.composite import GradientComposite, RelevanceComposite
+from fgcam_onnx.composite import Composite, GradientComposite, RelevanceComposite
+from fgcam_onnx.descent import Plan
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.graph.load import load
 from fgcam_onnx.graph.shapes import concrete_shapes
 from fgcam_onnx.graph.view import build_view
+from fgcam_onnx.ledger import Ledger
 from fgcam_onnx.node import Node
 from fgcam_onnx.registry import Rule
 
-__all__ = ["Case", "Result", "X", "close", "dense", "grid", "linear_ops", "rule", "rules", "run", "run_float32"]
+__all__ = ["Case", "Descent", "Floats", "Result", "X", "close", "dense", "descend", "distinct", "flatten", "grid"]
+__all__ += ["linear_ops", "numeric_gradient", "rule", "rules", "run", "run_float32", "tape"]
 
 Floats = np.ndarray
 FORMULAS = {"z_plus": "z+", "z_box": "zB", "flat": "flat"}
 _KEYS = itertools.count()
-# Operators that onnx's reference evaluator gets wrong (negative pads, statistics of old BatchNormalization, the rank
-# of a 1-D global pool), and the precision in which onnxruntime has them. Its LRN is wrong too: see _PlainLRN.
-ONNXRUNTIME_DECIDES: dict[str, type[np.floating[Any]]] = {
-    "BatchNormalization": np.float64,
-    "Pad": np.float64,
-    "GlobalMaxPool": np.float32,
-}
+# Operators that onnx's reference evaluator gets wrong and onnxruntime has in float64: negative pads, the statistics of
+# an old BatchNormalization. Those in PLAIN it gets wrong too, or rounds to float32.
+ONNXRUNTIME_DECIDES = ("BatchNormalization", "Pad")
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Case:
         """A name for each axis: onnx's checker asks for the rank, nothing may tell the sizes."""
         if dtype == np.float64 and self.op not in ONNXRUNTIME_DECIDES:
             return None
-        if self.op in ("LRN", *ONNXRUNTIME_DECIDES):
+        if self.op in (*PLAIN, *ONNXRUNTIME_DECIDES):
             return [f"{name}_{axis}" for axis in range(len(self.shape_of("x0")))]
         rank = self.forward(self.values())[self.output_names.index(name)].ndim
         return [f"{name}_{axis}" for axis in range(rank)]
@@ -131,26 +130,37 @@ class Case:
         x = self.inputs[name]
         return x.shape if x.values is None else np.shape(x.values)
 
+    def single_input(self) -> onnx.ModelProto:
+        """The model as a network has it: activations but the first are computed from the first, by a node unknown."""
+        model = self.model()
+        graph = model.graph
+        others = [value for value in graph.input if value.name != next(iter(self.inputs))]
+        for value in others:
+            graph.input.remove(value)
+            graph.value_info.append(value)
+            graph.node.insert(0, helper.make_node("Source", [graph.input[0].name], [value.name], domain="test"))
+        if others:
+            model.opset_import.append(helper.make_opsetid("test", 1))
+        return model
+
     @cached_property
     def graph(self) -> LayerGraph:
-        return build_view(load(self.model()))
+        if "::" not in self.op:
+            return build_view(load(self.single_input()))
+        # A layer that only the view has: it takes the place of an Identity.
+        graph = replace(self, op="Identity", attributes={}).graph
+        return replace(graph, layers=(replace(graph.layers[0], op=self.op, version=1, attributes=self.attributes),))
 
     @cached_property
     def layer(self) -> Layer:
-        (layer,) = self.graph.layers
+        layer = self.graph.layers[-1]
         assert layer.op == self.op
         return layer
 
-    def shapes(self, x: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:
-        """Of every tensor of the node, as it runs."""
-        return {
-            **{name: array.shape for name, array in x.items()},
-            **{name: y.shape for name, y in zip(self.output_names, self.forward(x), strict=True)},
-        }
-
-    def inferred_shapes(self, x: Mapping[str, Floats]) -> dict[str, tuple[int, ...]]:
-        """The same by the package's own shape inference."""
-        return concrete_shapes(load(self.model()), {name: array.shape for name, array in x.items()})
+    def inferred_shapes(self, x: Mapping[str, Floats]) -> list[tuple[int, ...]]:
+        """Of the outputs, by the package's own shape inference."""
+        found = concrete_shapes(load(self.model()), {name: array.shape for name, array in x.items()})
+        return [found[name] for name in self.output_names]
 
     # --- values -----------------------------------------------------------------------------------------------------
 
@@ -173,20 +183,24 @@ class Case:
             elif style == "zero":
                 array = np.zeros_like(array)
             elif style == "denormal":
-                array = np.sign(array) * 1e-39
+                array = np.sign(array) * 1e-42
             found[name] = array.astype(np.float32).astype(np.float64)
         return found
 
     @cached_property
     def _evaluator(self) -> Any:
-        if self.op == "LRN":
-            return _PlainLRN(self)
+        if self.op in PLAIN:
+            return _Plain(self)
         if self.op in ONNXRUNTIME_DECIDES:
-            return _Session(self.model(ONNXRUNTIME_DECIDES[self.op]))
+            return _Session(self.model(np.float64))
         return ReferenceEvaluator(self.model(np.float64))
 
     def forward(self, x: Mapping[str, Floats]) -> list[Floats]:
         """The operator itself, in float64."""
+        n = len(next(iter(x.values())))
+        if self.op == "Concat" and n > 1 and any(isinstance(operand, np.ndarray) for operand in self.operands):
+            rows = [self.forward({name: array[k : k + 1] for name, array in x.items()}) for k in range(n)]
+            return [np.concatenate(pieces) for pieces in zip(*rows, strict=True)]  # the constant's batch is 1
         with np.errstate(all="ignore"):
             return [np.asarray(y, np.float64) for y in self._evaluator.run(None, dict(x))]
 
@@ -220,23 +234,54 @@ class _Session:
         return found
 
 
-class _PlainLRN:
-    """The specification's text: the window holds channels c - floor((size - 1)/2) to c + ceil((size - 1)/2)."""
+class _Plain:
+    """Operators that the reference evaluator has wrong or in float32 only, as their specification reads."""
 
     def __init__(self, case: Case) -> None:
-        self.attributes = case.layer.attributes
+        self.function, self.attributes = PLAIN[case.op], case.layer.attributes
 
     def run(self, names: None, x: Mapping[str, Floats]) -> list[Floats]:
         (v,) = x.values()
-        size, alpha, beta, bias = (self.attributes[name] for name in ("size", "alpha", "beta", "bias"))
-        y = np.empty_like(v)
-        for c in range(v.shape[1]):
-            window = v[:, max(0, c - (size - 1) // 2) : c + math.ceil((size - 1) / 2) + 1]
-            y[:, c] = v[:, c] / (bias + alpha / size * (window**2).sum(axis=1)) ** beta
-        return [y]
+        return [self.function(v, **self.attributes)]
 
 
-# --- running one rule ---------------------------------------------------------------------------------------------
+def _lrn(x: Floats, size: int, alpha: float, beta: float, bias: float) -> Floats:
+    """The window holds channels c - floor((size - 1)/2) to c + ceil((size - 1)/2)."""
+    y = np.empty_like(x)
+    for c in range(x.shape[1]):
+        window = x[:, max(0, c - (size - 1) // 2) : c + math.ceil((size - 1) / 2) + 1]
+        y[:, c] = x[:, c] / (bias + alpha / size * (window**2).sum(axis=1)) ** beta
+    return y
+
+
+def _erf(x: Floats) -> Floats:
+    return np.vectorize(math.erf, otypes=[np.float64])(x)
+
+
+def _gelu(x: Floats, approximate: str = "none") -> Floats:
+    if approximate == "tanh":
+        return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x / 2 * (1 + _erf(x / math.sqrt(2)))
+
+
+def _global_max_pool(x: Floats) -> Floats:
+    return np.asarray(x.max(axis=tuple(range(2, x.ndim)), keepdims=True))
+
+
+def _saturate(x: Floats, low: float, high: float) -> Floats:
+    return np.clip(x, low, high)
+
+
+PLAIN: dict[str, Callable[..., Floats]] = {
+    "fgcam::Saturate": _saturate,
+    "LRN": _lrn,
+    "Erf": _erf,
+    "Gelu": _gelu,
+    "GlobalMaxPool": _global_max_pool,
+}
+
+
+# --- running one rule -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -296,8 +341,11 @@ def run(
     if nonnegative:
         tensors = {name: replace(graph.tensor(name), nonnegative=True) for name in (*case.inputs, *case.output_names)}
         graph = replace(graph, tensors={**graph.tensors, **tensors})
-    shapes = case.shapes(x)
-    feeds = {**x, **dict(zip(case.output_names, case.forward(x), strict=True))}
+    outputs = case.forward(x)
+    shapes = {name: array.shape for name, array in (*x.items(), *zip(case.output_names, outputs, strict=True))}
+    feeds = dict(x) if "x" in rule.reads else {}  # what a rule did not declare it does not see
+    if "y" in rule.reads:
+        feeds[case.output_names[0]] = outputs[0]
     feeds |= {f"r{k}": part for k, part in enumerate(r) if part is not None}
 
     def descend(xp: Verbs, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -363,8 +411,6 @@ def dense(case: Case, name: str | None = None) -> Floats:
     size = math.prod(case.shape_of(name)[1:])
 
     def outputs(units: Floats) -> Floats:
-        if case.op == "Concat" and len(units) > 1:  # a constant operand has a batch of its own
-            return np.concatenate([outputs(unit[None]) for unit in units])
         n = len(units)
         feeds = {other: np.zeros((n, *case.shape_of(other)[1:])) for other in case.inputs}
         feeds[name] = units.reshape(n, *case.shape_of(name)[1:])
@@ -378,7 +424,7 @@ def flatten(arrays: Sequence[Floats]) -> Floats:
     return np.concatenate([a.reshape(len(a), -1) for a in arrays], axis=1)
 
 
-# --- the grid -----------------------------------------------------------------------------------------------------------
+# --- the grid ---------------------------------------------------------------------------------------------------------
 
 
 def _weight(*shape: int, seed: int = 0) -> Floats:
@@ -405,7 +451,13 @@ class _Grid:
         self.cases: list[Case] = []
 
     def __call__(
-        self, op: str, *operands: Operand, opset: int | Sequence[int] = 17, tag: str = "", outputs: int = 1, **attributes: Any
+        self,
+        op: str,
+        *operands: Operand,
+        opset: int | Sequence[int] = 17,
+        tag: str = "",
+        outputs: int = 1,
+        **attributes: Any,
     ) -> None:
         """A case for each opset."""
         for version in [opset] if isinstance(opset, int) else opset:
@@ -418,11 +470,30 @@ class _Grid:
 def grid() -> tuple[Case, ...]:
     """Every registered operator, every attribute off its default, every version in force from opset 7 on."""
     add = _Grid()
-    for fill in (_convolutions, _matrices, _averages, _max_pools, _arithmetic, _joins, _slices, _shapes, _norms, _smooth):
+    for fill in (
+        _convolutions,
+        _matrices,
+        _averages,
+        _max_pools,
+        _arithmetic,
+        _joins,
+        _slices,
+        _shapes,
+        _norms,
+        _smooth,
+    ):
         fill(add)
     ids = [case.id for case in add.cases]
     assert len(set(ids)) == len(ids), sorted(i for i in ids if ids.count(i) > 1)
     return tuple(add.cases)
+
+
+def distinct() -> tuple[Case, ...]:
+    """The grid without the repetitions of a node at further opsets."""
+    found: dict[str, Case] = {}
+    for case in grid():
+        found.setdefault(case.id.replace(f"-opset{case.opset}", ""), case)
+    return tuple(found.values())
 
 
 def _convolutions(add: _Grid) -> None:
@@ -450,11 +521,27 @@ def _convolutions(add: _Grid) -> None:
     add("Conv", X((2, 3, 8, 7)), _weight(3, 3, 3, 3), tag="leftovers", strides=[3, 3])
     add("Conv", X((1, 3, 12, 13)), _weight(4, 3, 5, 5), tag="first_layer", strides=[4, 4], pads=[2, 2, 2, 2])
     add("Conv", X((1, 3, 10, 7)), _weight(4, 3, 3, 3), tag="first_layer", strides=[2, 2], pads=[1, 1, 1, 1])
-    add("Conv", X((1, 3, 10, 7)), _weight(4, 3, 3, 3), tag="first_layer", strides=[2, 2], dilations=[2, 2], pads=[2, 1, 0, 3])
+    add(
+        "Conv",
+        X((1, 3, 10, 7)),
+        _weight(4, 3, 3, 3),
+        tag="first_layer",
+        strides=[2, 2],
+        dilations=[2, 2],
+        pads=[2, 1, 0, 3],
+    )
     add("Conv", x, _weight(5, 4, 1, 1), tag="pointwise", strides=[2, 2])
     add("Conv", X((2, 20, 5, 6)), _weight(4, 20, 3, 3), tag="wide", strides=[2, 2], pads=[1, 0, 1, 1])
     add("Conv", X((2, 3, 1, 1)), _weight(4, 3, 1, 1), tag="one_cell")
-    add("Conv", X((2, 4, 4, 5, 3)), _weight(4, 2, 2, 3, 2), tag="3d", strides=[1, 2, 1], pads=[1, 0, 0, 0, 2, 1], group=2)
+    add(
+        "Conv",
+        X((2, 4, 4, 5, 3)),
+        _weight(4, 2, 2, 3, 2),
+        tag="3d",
+        strides=[1, 2, 1],
+        pads=[1, 0, 0, 0, 2, 1],
+        group=2,
+    )
     add("Conv", X((1, 2, 5, 4, 6)), _weight(3, 2, 2, 2, 2), tag="3d", dilations=[2, 1, 3], strides=[2, 2, 2])
 
 
@@ -465,7 +552,7 @@ def _matrices(add: _Grid) -> None:
     add("Gemm", x, _weight(5, 4), tag="no_bias", alpha=-1.5, opset=13)
     add("MatMul", x, _weight(5, 4), opset=(7, 9, 13))
     add("MatMul", X((2, 3, 5)), _weight(5, 4), tag="3d")
-    add("MatMul", X((2, 3, 5)), _weight(3, 5, 4)[None][0][None][:, 0], tag="one_matrix_stacked")
+    add("MatMul", X((2, 3, 5)), _weight(1, 5, 4), tag="one_matrix_stacked")
     add("MatMul", X((2, 1, 3, 5)), _weight(4, 5, 2), tag="broadcast")
 
 
@@ -474,7 +561,16 @@ def _averages(add: _Grid) -> None:
     add("AveragePool", x, opset=(7, 10, 11, 19, 22), kernel_shape=[3, 2], strides=[2, 2], pads=[1, 0, 1, 1])
     add("AveragePool", x, kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 2, 1], count_include_pad=1)
     add("AveragePool", x, kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1)
-    add("AveragePool", x, opset=19, kernel_shape=[2, 3], strides=[2, 2], ceil_mode=1, pads=[1, 1, 1, 1], count_include_pad=1)
+    add(
+        "AveragePool",
+        x,
+        opset=19,
+        kernel_shape=[2, 3],
+        strides=[2, 2],
+        ceil_mode=1,
+        pads=[1, 1, 1, 1],
+        count_include_pad=1,
+    )
     add("AveragePool", x, opset=19, kernel_shape=[2, 3], dilations=[3, 2], pads=[1, 0, 0, 1])
     add("AveragePool", x, kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER")
     add("AveragePool", x, kernel_shape=[2, 2], strides=[1, 1], auto_pad="SAME_LOWER")
@@ -570,7 +666,7 @@ def _slices(add: _Grid) -> None:
     add("Slice", x, _ints(-1), _ints(-1000), _ints(2), _ints(-1), tag="reversed")
     add("Slice", x, _ints(-2, 1), _ints(-5, -1), _ints(1, 2), _ints(-1, 2), tag="negative")
     add("Slice", x, _ints(6), _ints(-8), _ints(2), _ints(-2), tag="to_the_front")
-    add("Slice", x, _ints(4), _ints(-2**63), _ints(1), _ints(-1), tag="int_min")
+    add("Slice", x, _ints(4), _ints(-(2**63)), _ints(1), _ints(-1), tag="int_min")
     add("Gather", x, _ints(3, 0, 3, -1), opset=(7, 11, 13), tag="repeated", axis=1)
     add("Gather", x, np.asarray(2, np.int64), tag="scalar", axis=-2)
     add("Gather", x, _ints(5, 1, 1, 0).reshape(2, 2), tag="two_axes", axis=3)
@@ -601,7 +697,7 @@ def _shapes(add: _Grid) -> None:
     add("Transpose", x, opset=(7, *every), perm=[0, 2, 3, 1])
     add("Transpose", X((2, 3, 4)), perm=[0, 2, 1])
     add("Identity", x, opset=(7, *every, 14, 16, 19))
-    add("Cast", x, opset=(7, 9, *every, 19), to=1)
+    add("Cast", x, opset=(7, 9, *every, 19, 28), to=1)
     add("Dropout", x, opset=(7, 10), ratio=0.3)
     add("Dropout", x, _scalar(0.4), opset=(12, 13, 22), tag="operand")
     add("Dropout", x, _scalar(0.4), np.asarray(False), opset=13, tag="not_training")
@@ -627,6 +723,8 @@ def _smooth(add: _Grid) -> None:
     add("Clip", x, _scalar(-0.5), tag="below")
     add("Clip", x, None, _scalar(0.25), tag="above")
     add("Clip", x, _scalar(0.5), _scalar(1), tag="zero_is_outside")
+    add("fgcam::Saturate", spread, low=-1.0, high=2.5)
+    add("fgcam::Saturate", spread, tag="relu6", low=0.0, high=6.0)
     add("LeakyRelu", x, opset=(7, 16), alpha=0.3)
     add("LeakyRelu", x, tag="default")
     add("PRelu", x, _weight(3, 1, 1), opset=(7, 9, 16))
@@ -657,9 +755,7 @@ def _smooth(add: _Grid) -> None:
     add("Neg", x, opset=(7, 13))
 
 
-def numeric_gradient(
-    case: Case, x: Mapping[str, Floats], r: Sequence[Floats], name: str, step: float = 1e-5
-) -> Floats:
+def numeric_gradient(case: Case, x: Mapping[str, Floats], r: Sequence[Floats], name: str, step: float = 1e-5) -> Floats:
     """Central differences of <r, op(x)> in float64, one cell at a time, all cells and images in one batch."""
     base = x[name]
     n, cells = len(base), math.prod(base.shape[1:])
@@ -676,4 +772,66 @@ def numeric_gradient(
     return ((plus - minus) / (2 * step)).reshape(base.shape)
 
 
-Check = Callable[[Case], None]
+# --- whole networks ---------------------------------------------------------------------------------------------------
+
+
+def tape(model: onnx.ModelProto, x: Floats, **others: Floats) -> dict[str, Floats]:
+    """Every activation of a small network in float64, by onnx's reference evaluator."""
+    double = onnx.ModelProto()
+    double.CopyFrom(model)
+    graph = double.graph
+    for k, tensor in enumerate(graph.initializer):
+        if tensor.data_type == TensorProto.FLOAT:
+            graph.initializer[k].CopyFrom(
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float64), tensor.name)
+            )
+    for value in graph.input:
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
+                attribute.i = TensorProto.DOUBLE
+    del graph.output[:]
+    names = list(dict.fromkeys(name for node in graph.node for name in node.output if name))
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    feeds = {graph.input[0].name: x, **others}
+    with np.errstate(all="ignore"):
+        values = ReferenceEvaluator(double).run(None, {name: v.astype(np.float64) for name, v in feeds.items()})
+    return {**feeds, **dict(zip(names, (np.asarray(v, np.float64) for v in values), strict=True))}
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Relevance at the target, the books, and the plan that was walked."""
+
+    relevance: Floats
+    ledger: Ledger
+    plan: Plan
+
+
+def descend(
+    model: onnx.ModelProto,
+    x: Floats,
+    source: str,
+    target: str,
+    start: Floats | None = None,
+    composite: Composite | None = None,
+    *,
+    fold_norms: bool = True,
+    dead_start: bool = False,
+    backend: Backend | None = None,
+    **others: Floats,
+) -> Descent:
+    """Relevance from ``source`` to ``target``; it starts as the activation itself unless ``start`` is given."""
+    composite = composite or RelevanceComposite()
+    graph = build_view(load(model), fold_norms=fold_norms)
+    activations = tape(model, x, **others)
+    start = activations[source] if start is None else start
+    way = descent.plan(graph, source, target, composite, dead_start=dead_start)
+    program = descent.program(way, {name: value.shape for name, value in activations.items()})
+    feeds = {name: activations[name] for name in way.reads} | {descent.START: start}
+    if backend is not None and not isinstance(backend, NumpyBackend):
+        feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    program = replace(program, key=f"{next(_KEYS)} {program.key}")
+    answer = (backend or NumpyBackend(np.float64)).execute(program, feeds)
+    return Descent(answer[descent.RESULT], descent.ledger_of(way, answer), way)

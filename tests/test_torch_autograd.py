@@ -29,6 +29,7 @@ from torch_reference import (  # noqa: E402
     fg_grad_cam_resnet,
     import_torchvision,
     live,
+    margin,
     relative_error,
     smooth_images,
 )
@@ -37,16 +38,18 @@ from fgcam_onnx import Explainer  # noqa: E402
 
 TARGET = [3, 11]  # one class for each of the two images; not the most likely ones
 SMALL = (64, 96)  # not square
+BOUND = 1e-5
 
 
 @dataclass(frozen=True)
 class Case:
-    """A torchvision classifier; the modules whose outputs are L and a shallower tensor; height and width of the input."""
+    """A torchvision classifier; the modules whose outputs are L and a shallower tensor; the pictures."""
 
     arch: str
     exporter: Any
     l_module: str
     shallow: str
+    seed: int
     size: tuple[int, int] = SMALL
 
     def __str__(self) -> str:
@@ -54,17 +57,18 @@ class Case:
 
 
 CASES = [
-    Case("vgg11_bn", "legacy", "features.28", "features.14", (224, 224)),  # pools to 7 x 7, so 224 it is
-    Case("resnet18", "legacy", "layer4", "layer2"),
-    Case("resnet18", "dynamo", "layer4", "layer2"),
-    Case("mobilenet_v2", "legacy", "features.18", "features.13"),
-    Case("mobilenet_v3_small", "legacy", "features.12", "features.6"),
-    Case("mobilenet_v3_small", "dynamo", "features.12", "features.6"),
-    Case("densenet121", "legacy", "relu", "features.transition2"),
-    Case("squeezenet1_1", "legacy", "features.12", "features.7"),
-    Case("googlenet", "legacy", "inception5b", "inception4a"),
-    Case("efficientnet_b0", "legacy", "features.8", "features.4"),
-    Case("shufflenet_v2_x0_5", "dynamo", "conv5", "stage3"),
+    Case("vgg11_bn", "legacy", "features.28", "features.21", 8, (224, 224)),  # pools to 7 x 7, so 224 it is
+    Case("resnet18", "legacy", "layer4", "layer2", 9),
+    Case("resnet18", "dynamo", "layer4", "layer2", 9),
+    Case("mobilenet_v2", "legacy", "features.18", "features.13", 25),
+    Case("mobilenet_v3_small", "legacy", "features.12", "features.6", 5),
+    Case("mobilenet_v3_small", "dynamo", "features.12", "features.6", 5),
+    Case("densenet121", "legacy", "relu", "features.transition3", 8),
+    Case("squeezenet1_1", "legacy", "features.12", "features.7", 5),
+    Case("googlenet", "legacy", "inception5b", "inception4a", 10),
+    Case("efficientnet_b0", "legacy", "features.8", "features.4", 5),
+    Case("regnet_y_400mf", "legacy", "trunk_output", "trunk_output.block3", 6),
+    Case("shufflenet_v2_x0_5", "dynamo", "conv5", "stage3", 5),
 ]
 
 
@@ -95,13 +99,13 @@ def network(arch: str, size: tuple[int, int]) -> nn.Module:
 
 
 @cache
-def images(size: tuple[int, int]) -> Tensor:
-    return smooth_images(2, size, seed=5)
+def images(case: Case) -> Tensor:
+    return smooth_images(2, case.size, case.seed)
 
 
 @cache
 def onnx_file(case: Case) -> bytes:
-    return export(network(case.arch, case.size), images(case.size), exporter=case.exporter)
+    return export(network(case.arch, case.size), images(case), exporter=case.exporter)
 
 
 @cache
@@ -109,36 +113,51 @@ def explainer(case: Case, backend: str) -> Explainer:
     return Explainer(onnx_file(case), backend=backend, threads=1)
 
 
-@cache
-def onnx_tensors(case: Case) -> dict[str, NDArray[np.float32]]:
-    """Every spatial tensor of the ONNX graph for ``images``, in the order of the graph."""
+def run_onnx(case: Case, names: list[str]) -> list[NDArray[np.float32]]:
+    """Tensors of the ONNX graph, as onnxruntime computes them for ``images``."""
     model = onnx.load_from_string(onnx_file(case))
-    names = [name for node in model.graph.node for name in node.output if name and node.op_type != "Constant"]
-    graph_outputs = {output.name for output in model.graph.output}
-    model.graph.output.extend(
-        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in graph_outputs
-    )
+    outputs = {output.name for output in model.graph.output}
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in outputs)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    values = session.run(names, {"image": images(case.size).numpy()})
-    return {name: value for name, value in zip(names, values, strict=True) if np.ndim(value) == 4}
+    values: list[NDArray[np.float32]] = session.run(names, {"image": images(case).numpy()})
+    return values
+
+
+@cache
+def onnx_tensors(case: Case) -> dict[str, NDArray[np.float32]]:
+    """Every spatial tensor of the ONNX graph, in its order."""
+    graph = onnx.load_from_string(onnx_file(case)).graph
+    names = [name for node in graph.node for name in node.output if name and node.op_type != "Constant"]
+    return {name: value for name, value in zip(names, run_onnx(case, names), strict=True) if np.ndim(value) == 4}
+
+
+@cache
+def onnx_name(case: Case, module: str) -> str:
+    """The tensor of the ONNX graph that is the output of a torch module, known by its values."""
+    kept: list[Tensor] = []
+    model = copy.deepcopy(network(case.arch, case.size)).double()
+    model.get_submodule(module).register_forward_hook(lambda _module, _inputs, output: kept.append(output.clone()))
+    with torch.no_grad():
+        model(images(case).double())
+    alike = (n for n, v in onnx_tensors(case).items() if v.shape == kept[0].shape and relative_error(v, kept[0]) < 1e-4)
+    return next(alike)
 
 
 @cache
 def activation_and_gradient(case: Case, module: str) -> tuple[Tensor, Tensor]:
-    """A = output of ``module`` and g = d y_c / d A, in float64, for the classes of TARGET."""
+    """A = output of ``module`` and g = d y_c / d A, for the classes of TARGET, by autograd in float64.
+
+    A is the one onnxruntime computed. Fifty random layers multiply float32's rounding by a hundred: on mobilenet_v2,
+    A of torch in float32 is 2e-5 from A of torch in float64. That is the forward pass's noise and no matter of CAMs.
+    """
     model = copy.deepcopy(network(case.arch, case.size)).double()
-    kept: list[Tensor] = []
-
-    def cut(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        kept.append(output.detach().requires_grad_())
-        return kept[0].clone()  # what follows may work in place
-
-    model.get_submodule(module).register_forward_hook(cut)
-    logits = model(images(case.size).double())
-    (gradient,) = torch.autograd.grad(logits[range(2), TARGET].sum(), kept[0])
-    return kept[0].detach(), gradient
+    a = torch.from_numpy(run_onnx(case, [onnx_name(case, module)])[0]).double().requires_grad_()
+    # a copy, since what follows may work in place
+    model.get_submodule(module).register_forward_hook(lambda _module, _inputs, _output: a.clone())
+    (gradient,) = torch.autograd.grad(model(images(case).double())[range(2), TARGET].sum(), a)
+    return a.detach(), gradient
 
 
 def cam(method: str, a: Tensor, g: Tensor) -> Tensor:
@@ -148,19 +167,25 @@ def cam(method: str, a: Tensor, g: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_l_is_where_the_literature_puts_it(case: Case) -> None:
-    """Default L: last max-pool of VGG, last block of ResNet, last activation before the head's pooling (methods 2.2)."""
-    a, _ = activation_and_gradient(case, case.l_module)
+    """Last max-pool of VGG, last block of ResNet, last activation before the pooling of a head (methods 2.2)."""
     default = [stage.name for stage in explainer(case, "ort").layers() if stage.default]
-    assert len(default) == 1
-    assert relative_error(onnx_tensors(case)[default[0]], a) <= 1e-4
+    assert default == [onnx_name(case, case.l_module)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_pictures_are_decided(case: Case) -> None:
+    """No ReLU or max-pool behind either tensor is so near to its kink that rounding decides what the gradient is."""
+    for module in (case.l_module, case.shallow):
+        a, _ = activation_and_gradient(case, module)
+        assert margin(network(case.arch, case.size), images(case), start=module, value=a) > 4
 
 
 @pytest.mark.parametrize("backend", ["ort", "numpy"])
 @pytest.mark.parametrize("method", ["grad-cam", "layer-cam"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cam_at_l(case: Case, method: str, backend: str) -> None:
-    found = explainer(case, backend).explain(images(case.size).numpy(), method=method, target=TARGET)
-    assert relative_error(found.relevance, cam(method, *activation_and_gradient(case, case.l_module))) <= 1e-5
+    found = explainer(case, backend).explain(images(case).numpy(), method=method, target=TARGET)
+    assert relative_error(found.relevance, cam(method, *activation_and_gradient(case, case.l_module))) <= BOUND
 
 
 @pytest.mark.parametrize("backend", ["ort", "numpy"])
@@ -168,14 +193,10 @@ def test_cam_at_l(case: Case, method: str, backend: str) -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cam_at_a_shallower_tensor(case: Case, method: str, backend: str) -> None:
     """The gradient through the blocks behind it: residual Adds, Concats, gates, pooling with overlap and ceil mode."""
-    a, g = activation_and_gradient(case, case.shallow)
-    layer = next(
-        name
-        for name, value in onnx_tensors(case).items()
-        if value.shape == a.shape and relative_error(value, a) <= 1e-4
+    found = explainer(case, backend).explain(
+        images(case).numpy(), method=method, layer=onnx_name(case, case.shallow), target=TARGET
     )
-    found = explainer(case, backend).explain(images(case.size).numpy(), method=method, layer=layer, target=TARGET)
-    assert relative_error(found.relevance, cam(method, a, g)) <= 1e-5
+    assert relative_error(found.relevance, cam(method, *activation_and_gradient(case, case.shallow))) <= BOUND
 
 
 # ------------------------------------------------------------------------------------ fine-grained maps of a ResNet
@@ -186,18 +207,20 @@ def test_cam_at_a_shallower_tensor(case: Case, method: str, backend: str) -> Non
 def test_fg_grad_cam_of_resnet18(exporter: str, backend: str) -> None:
     """z+ with z+ shares at the Adds, z^B at the first conv: against autograd functions with the same rules."""
     case = next(case for case in CASES if str(case) == f"resnet18-{exporter}")
-    model, x = copy.deepcopy(network("resnet18", SMALL)).double(), images(SMALL)
+    model, x = copy.deepcopy(network("resnet18", SMALL)).double(), images(case)
     expected = fg_grad_cam_resnet(model, x.double(), torch.tensor(TARGET))
     found = explainer(case, backend).explain(x.numpy(), method="fg-grad-cam", layer="input", target=TARGET)
-    assert relative_error(found.relevance, expected) <= 1e-4
+    assert relative_error(found.relevance, expected) <= 2e-5
 
 
 def test_the_reference_conserves_and_computes_the_same_network() -> None:
     """The autograd functions' forward is the network's own, and sum(relevance) = sum(I_L) up to dead Adds."""
-    model, x = copy.deepcopy(network("resnet18", SMALL)).double(), images(SMALL).double()
-    reference, target = RelevanceResNet(model), torch.tensor(TARGET)
-    a, g = activation_and_gradient(CASES[1], "layer4")
-    torch.testing.assert_close(reference.features(x).detach(), a, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(
-        reference.explain(x, target).sum(dim=(1, 2)), cam("grad-cam", a, g).sum(dim=(1, 2)), rtol=1e-9, atol=1e-12
-    )
+    model = copy.deepcopy(network("resnet18", SMALL)).double()
+    x, target = smooth_images(2, SMALL, seed=5).double(), torch.tensor(TARGET)
+    reference = RelevanceResNet(model)
+    a = reference.features(x).detach().requires_grad_()
+    logits = model.get_submodule("fc")(a.mean(dim=(2, 3)))
+    torch.testing.assert_close(logits, model(x), rtol=1e-9, atol=1e-9)
+    (g,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), a)
+    total = cam("grad-cam", a, g).detach().sum(dim=(1, 2))
+    torch.testing.assert_close(reference.explain(x, target).sum(dim=(1, 2)), total, rtol=1e-9, atol=1e-12)

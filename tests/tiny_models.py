@@ -43,7 +43,12 @@ class Net:
     """A graph in the making. Arrays given as operands become initializers, ``pass by name`` ones stay names."""
 
     def __init__(
-        self, shape: Sequence[int | str | None] = ("n", 3, 16, 12), *, opset: int = 17, seed: int = 0, image: str = "image"
+        self,
+        shape: Sequence[int | str | None] = ("n", 3, 16, 12),
+        *,
+        opset: int = 17,
+        seed: int = 0,
+        image: str = "image",
     ) -> None:
         self.rng = np.random.default_rng(seed)
         self.opset = opset
@@ -58,7 +63,9 @@ class Net:
         self.weights.append(numpy_helper.from_array(array, name))
         return name
 
-    def node(self, op: str, name: str, *operands: str | Array | None, outputs: int = 1, **attributes: Any) -> str:
+    def node(
+        self, op: str, name: str, *operands: str | Array | np.number[Any] | None, outputs: int = 1, **attributes: Any
+    ) -> str:
         """Append a node; its first output's name."""
         names = []
         for i, operand in enumerate(operands):
@@ -132,7 +139,7 @@ class Net:
         return proto
 
 
-# --- ready-made classifiers ---------------------------------------------------------------------------------------------
+# --- ready-made classifiers ---------------------------------------------------------------------------------
 
 
 def vgg(seed: int = 0) -> onnx.ModelProto:

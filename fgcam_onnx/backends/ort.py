@@ -60,7 +60,7 @@ class OrtBackend(Backend):
     def _compile(self, program: Program, inputs: Mapping[str, Any]) -> _Compiled:
         verbs = OrtVerbs()
         feeds = {name: verbs.input(name, value) for name, value in inputs.items()}
-        outputs = program.run(verbs, feeds)
+        outputs = {name: verbs.output(symbol) for name, symbol in program.run(verbs, feeds).items()}
         model, weights = verbs.finish(outputs)
         options = runtime.session_options(self.threads)
         fed = {name: runtime.value(array) for name, array in runtime.fed_weights(model, weights).items()}
@@ -116,14 +116,15 @@ class OrtVerbs(Verbs):
         self._inputs.append(helper.make_tensor_value_info(symbol.name, TensorProto.FLOAT, shape))
         return symbol
 
+    def output(self, symbol: Symbol) -> Symbol:
+        """What a program may return: an input or a weight is copied, for its memory belongs to someone else."""
+        given = symbol.name in self._arrays or any(symbol.name == value.name for value in self._inputs)
+        return self._emit("Identity", [symbol], symbol.shape) if given else symbol
+
     def finish(self, outputs: Mapping[str, Symbol]) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         """The traced model and the weights that stay outside it."""
         read = {name for node in self._nodes for name in _reads(node)} | {s.name for s in outputs.values()}
         names = {symbol.name: symbol for symbol in outputs.values()}
-        fed = {value.name for value in self._inputs}
-        for name, symbol in list(names.items()):
-            if name in fed:  # an output that is an input needs a node between
-                self._nodes.append(helper.make_node("Identity", [name], [f"{name}/out"]))
         infos = [
             helper.make_tensor_value_info(name, TensorProto.FLOAT, symbol.shape) for name, symbol in names.items()
         ]
@@ -430,18 +431,17 @@ class OrtVerbs(Verbs):
             helper.make_node(
                 "MaxPool", [fitted.name], [values, winners.name], kernel_shape=window.kernel, strides=window.strides,
                 pads=pads, dilations=window.dilations,
-            )  # fmt: skip
-        )
+            )
+        )  # fmt: skip
         read = _reading(window, x.shape[2:], r.shape[2:])
         if not read.all():  # a window on padding alone has no winner: index -1
             r = self.mul(r, self.constant(read))
         size = int(np.prod(fitted.shape))
         flat = self._ints([-1])
-        zeros = self._emit(
-            "ConstantOfShape", [self._ints([size])], (size,), value=helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
-        )
+        zero = helper.make_tensor("zero", TensorProto.FLOAT, [1], [0.0])
+        zeros = self._emit("ConstantOfShape", [self._ints([size])], (size,), value=zero)
         reaches = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
-        overlap = any(reach > s for reach, s in zip(reaches, window.strides, strict=True))
+        overlap = not read.all() or any(reach > s for reach, s in zip(reaches, window.strides, strict=True))
         routed = self._emit(
             "ScatterElements",
             [zeros, self._emit("Reshape", [winners, flat], (-1,)), self._emit("Reshape", [r, flat], (-1,))],

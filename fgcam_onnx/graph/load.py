@@ -156,7 +156,14 @@ def _load(
     for node in _all_nodes(proto.graph.node):
         for word in (node.name, node.op_type, node.domain, *node.input, *node.output):
             if not isinstance(word, str):  # protobuf gives text that is not UTF-8 as bytes
-                raise ModelError(f"{name} is damaged: the name {word!r} is not UTF-8", next="export or download it again")
+                raise ModelError(
+                    f"{name} is damaged: the name {word!r} is not UTF-8", next="export or download it again"
+                )
+        if node.domain == "ai.onnx":  # the long name of ONNX's own domain: onnxruntime knows both, onnx's checker one
+            node.domain = ""
+    for opset in proto.opset_import:
+        if opset.domain == "ai.onnx" and not any(other.domain == "" for other in proto.opset_import):
+            opset.domain = ""
     folder = path.resolve().parent if path else None
     external: set[Path] = set()
     for tensor in proto.graph.initializer:
@@ -378,7 +385,7 @@ def _inline(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _inlined_nodes(proto: onnx.ModelProto) -> int:
-    """How many nodes the graph has once every call of a local function is written out; 0 where functions form a cycle."""
+    """How many nodes the graph has once every call of a local function is written out; 0 where calls form a cycle."""
     bodies = {(f.domain, f.name): [(n.domain, n.op_type) for n in _all_nodes(f.node)] for f in proto.functions}
     sizes: dict[tuple[str, str], int] = {}
     try:
@@ -425,6 +432,9 @@ def _check(light: onnx.ModelProto, weights: Mapping[str, np.ndarray], name: str)
     from fgcam_onnx.graph.shapes import typed_probe
 
     probe = typed_probe(LoadedModel(light, weights, "", None, {}))
+    for value in probe.graph.output:  # the checker wants a shape, any shape; the runtime does not
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(probe)
     except Exception as error:

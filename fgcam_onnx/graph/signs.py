@@ -6,8 +6,6 @@ Where the input of a layer cannot be negative, its rule needs no negative half: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from fgcam_onnx.graph.layer import SATURATE, Layer
@@ -16,7 +14,7 @@ __all__ = ["nonnegative_tensors"]
 
 # Never negative, whatever comes in.
 RANGE = {"Relu", "Sigmoid", "HardSigmoid", "Softplus", "Exp", "Abs", "Softmax", "Sqrt", "ReduceL1", "ReduceL2"}
-RANGE |= {"ReduceSumSquare", "ThresholdedRelu"}
+RANGE |= {"ReduceSumSquare"}
 # Not negative if no operand is.
 KEEPS = {"MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum"}
 KEEPS |= {"ReduceMax", "ReduceMin", "Identity", "Dropout", "Cast", "Reshape", "Flatten", "Transpose", "Squeeze"}
@@ -46,7 +44,10 @@ def _is_nonnegative(layer: Layer, found: set[str]) -> bool:
     if layer.op == SATURATE:
         return bool(layer.attributes["low"] >= 0) or known(0)
     if layer.op == "Clip":
-        return _lower_bound(layer) >= 0 or known(0)
+        low, high = _bounds(layer)
+        return high >= 0 and (low >= 0 or known(0))  # the upper bound wins where it is below the lower one
+    if layer.op == "ThresholdedRelu":
+        return layer.attributes["alpha"] >= 0 or known(0)
     if layer.op == "Max":
         return any(known(i) for i in data)
     if layer.op == "Pad":
@@ -61,12 +62,18 @@ def _is_nonnegative(layer: Layer, found: set[str]) -> bool:
     if layer.op == "Pow":
         exponent = layer.constant(1)
         return known(0) or (exponent is not None and bool(np.all(exponent % 2 == 0)))
+    if layer.op == "Selu" and layer.attributes["gamma"] < 0:
+        return False
     return layer.op in KEEPS and all(known(i) for i in data)
 
 
-def _lower_bound(layer: Layer) -> float:
-    """Clip's min, -inf if there is none."""
+def _bounds(layer: Layer) -> tuple[float, float]:
+    """Clip's min and max; a bound that is computed in the graph may be anything."""
     if layer.version < 11:
-        return float(layer.attributes.get("min", -np.inf))
-    value: Mapping[int, np.ndarray] = layer.constants
-    return float(value[1]) if 1 in value else -np.inf
+        return float(layer.attributes.get("min", -np.inf)), float(layer.attributes.get("max", np.inf))
+    low, high = layer.constant(1), layer.constant(2)
+    unknown_high = high is None and layer.given(2)
+    return (
+        -np.inf if low is None else float(low.ravel()[0]),
+        -np.inf if unknown_high else np.inf if high is None else float(high.ravel()[0]),
+    )

@@ -174,8 +174,12 @@ def _find_ends(graph: LayerGraph, output: str | None) -> LayerGraph:
     images = [name for name in graph.inputs if name in upstream]
     if not images:
         raise ModelError(f"output {logits!r} depends on no input of the model", next="name another output")
-    image = max(images, key=lambda name: len(graph.tensor(name).shape or ()))
-    return replace(graph, image=image, logits=stripped, notes=notes, head=head)
+    if len(graph.inputs) > 1:
+        raise ModelError(
+            f"the model takes {len(graph.inputs)} inputs: {', '.join(graph.inputs)}",
+            next="only a model of one picture can be explained: make the others constants of the graph",
+        )
+    return replace(graph, image=images[0], logits=stripped, notes=notes, head=head)
 
 
 def _before_softmax(graph: LayerGraph, name: str) -> tuple[str, str | None]:

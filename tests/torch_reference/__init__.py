@@ -2,6 +2,7 @@
 
 from torch_reference.compare import relative_error
 from torch_reference.export import export, live, smooth_images, spotlit_images
+from torch_reference.margin import margin
 from torch_reference.published_fgcam import PublishedFGCAM
 from torch_reference.relevance_autograd import RelevanceResNet, fg_grad_cam_resnet
 from torch_reference.thin_vgg import ThinVGG16BN
@@ -15,6 +16,7 @@ __all__ = [
     "fg_grad_cam_resnet",
     "import_torchvision",
     "live",
+    "margin",
     "relative_error",
     "smooth_images",
     "spotlit_images",

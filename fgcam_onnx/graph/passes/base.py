@@ -41,7 +41,7 @@ def fuse_pairs(
     makers: dict[str, str] = {}  # tensor -> the layer of `done` that computes it
     for second in graph.layers:
         operands = second.operands
-        first = done.get(makers.get(second.inputs[operands[0]], "")) if len(operands) == 1 else None
+        first = done.get(makers.get(second.inputs[operands[0]], "")) if operands else None
         current = second
         if first is not None and matches(first, second):
             readers = graph.consumers(first.output)

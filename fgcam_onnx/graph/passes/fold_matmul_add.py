@@ -12,7 +12,11 @@ GEMM = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
 
 def fold_matmul_add(graph: LayerGraph) -> PassResult:
     """Fuse ``x @ W + b`` where x has two axes."""
-    return fuse_pairs(graph, lambda first, second: first.op == "MatMul" and second.op == "Add", _fuse)
+
+    def matches(first: Layer, second: Layer) -> bool:
+        return first.op == "MatMul" and second.op == "Add" and len(second.operands) == 1
+
+    return fuse_pairs(graph, matches, _fuse)
 
 
 def _fuse(graph: LayerGraph, matmul: Layer, add: Layer) -> Layer | Refusal:
