@@ -87,13 +87,12 @@ def main() -> None:
             return run
 
         fgcam = ("-m", "fgcam_onnx", "explain", str(folder / "model.onnx"), str(folder / "picture.png"), "-o")
-        stubs = "from torch_reference.torchvision_import import import_torchvision as i; i()"
+        path = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); "
+        torchvision = path + "from torch_reference.torchvision_import import import_torchvision as i; i()"
         contestants = {
             "empty interpreter": process("-c", "pass"),
             "import fgcam_onnx": process("-c", "import fgcam_onnx; fgcam_onnx.Explainer"),
-            "import torch, torchvision": process(
-                "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); {stubs}"
-            ),
+            "import torch, torchvision": process("-c", torchvision),
             "fgcam --help": process("-m", "fgcam_onnx", "--help"),
             OURS: process(*fgcam, str(folder / "maps")),
             BASELINE: process("-c", script),

@@ -1,6 +1,7 @@
 """Denoising of components, "FG-CAM^D": keep the strongest directions of the channels (methods 2.4).
 
-    M = I as [c, h w], each row minus its mean;  M = U S V^T;  M_d = U_d S_d V_d^T,  d = max(1, floor(ratio min(c, h w)))
+    M = I as [c, h w], each row minus its mean;  M = U S V^T
+    M_d = U_d S_d V_d^T,  d = max(1, floor(ratio min(c, h w)))
     I <- M_d * 1[A != 0]
 
 The row means are not added back. The support mask: each row of M_d sums to 0, so half of its mass may sit on dead

@@ -71,9 +71,7 @@ class Plan:
         return tuple(dict.fromkeys((self.source, self.target, *names)))
 
 
-def plan(
-    graph: LayerGraph, source: str, target: str, composite: Composite, *, dead_start: bool = False
-) -> Plan:
+def plan(graph: LayerGraph, source: str, target: str, composite: Composite, *, dead_start: bool = False) -> Plan:
     """Choose a rule for every layer between ``source`` (L) and ``target``.
 
     ``dead_start``: the start is 0 wherever the activation of ``source`` is.
@@ -112,6 +110,9 @@ def walk(
             gaps.append((layer, rule))
             reached.update(layer.inputs[i] for i in layer.operands if layer.inputs[i] in on_path)
             continue
+        if not _sent(layer, rule, graph):  # the relevance would vanish without a word
+            gaps.append((layer, Gap("its rule hands relevance to a constant")))
+            continue
         masked = all(dead.get(name, False) for name in arriving)
         steps.append(Step(layer, rule, masked))
         dead_inputs = rule.dead_inputs_of(layer, graph)
@@ -133,9 +134,7 @@ def _gap_error(graph: LayerGraph, gaps: list[tuple[Layer, Gap]], composite: Comp
     layer, gap = gaps[0]
     before = graph.producer(layer.inputs[layer.operands[0]]) if layer.operands else None
     behind = graph.consumers(layer.output)
-    way = " -> ".join(
-        [before.name if before else graph.image, layer.name, behind[0].name if behind else layer.output]
-    )
+    way = " -> ".join([before.name if before else graph.image, layer.name, behind[0].name if behind else layer.output])
     ops = [row.op for row in registry.table()]
     more = f" (and {len(gaps) - 1} more nodes without a rule: fgcam inspect)" if len(gaps) > 1 else ""
     file = layer.op.split("::")[-1].lower()
@@ -222,4 +221,3 @@ def ledger_of(plan: Plan, books: Mapping[str, np.ndarray]) -> Ledger:
     return Ledger(
         rows, start, np.asarray(books["start_absolute"], np.float64), np.asarray(books["arrived"], np.float64)
     )
-

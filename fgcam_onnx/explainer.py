@@ -29,7 +29,8 @@ from fgcam_onnx.graph.stages import Stage, find_stages
 from fgcam_onnx.graph.view import build_view
 from fgcam_onnx.labels import find_labels, resolve_target
 from fgcam_onnx.ledger import Ledger
-from fgcam_onnx.methods import Method, method as find_method
+from fgcam_onnx.methods import Method
+from fgcam_onnx.methods import method as find_method
 
 __all__ = ["Explainer", "explain"]
 
@@ -41,9 +42,10 @@ BATCH = 8
 class Explainer:
     """Explains one ONNX model.
 
-    ``model``: path, bytes or ModelProto. ``backend``: "auto", "ort" or "numpy", or a Backend. ``providers``: onnxruntime
-    execution providers of the forward pass, the CPU's if None. ``output``: which graph output to explain, the first
-    if None. ``precision``: "float64" with the numpy backend, for audits. ``threads``: of every session, all if None.
+    ``model``: path, bytes or ModelProto. ``backend``: "auto", "ort" or "numpy", or a Backend. ``providers``:
+    onnxruntime execution providers of the forward pass, the CPU's if None. ``output``: which graph output to explain,
+    the first if None. ``precision``: "float64" with the numpy backend, for audits. ``threads``: of every session, all
+    cores if None.
 
     Raises:
         ModelError: the file is no ONNX model, is damaged, or has no input or output to explain.
@@ -348,14 +350,13 @@ class Explainer:
 
     def _shapes_for(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         if shape not in self._shapes:
-            others = {
-                name: self.graph.tensor(name).shape for name in self.graph.inputs if name != self.graph.image
-            }
+            others = {name: self.graph.tensor(name).shape for name in self.graph.inputs if name != self.graph.image}
             fixed = {n: s for n, s in others.items() if s and all(isinstance(d, int) for d in s)}
             given: dict[str, Any] = {self.graph.image: shape, **fixed}
             if self.graph.quantised:
                 found = view_shapes(self.graph, given)
-                self._shapes[shape] = {n: s for n, s in found.items() if all(isinstance(d, int) for d in s)}  # type: ignore[misc]
+                known: dict[str, Any] = {n: s for n, s in found.items() if all(isinstance(d, int) for d in s)}
+                self._shapes[shape] = known
             else:
                 self._shapes[shape] = concrete_shapes(self._model, given)
         return self._shapes[shape]

@@ -24,9 +24,7 @@ __all__ = ["Forward"]
 class Forward:
     """One onnxruntime session over a loaded model."""
 
-    def __init__(
-        self, model: LoadedModel, graph: LayerGraph, providers: list[str], threads: int | None = None
-    ) -> None:
+    def __init__(self, model: LoadedModel, graph: LayerGraph, providers: list[str], threads: int | None = None) -> None:
         self.model, self.graph = model, graph
         self.requested, self.threads = providers, threads
         self._session: Any = None
@@ -58,9 +56,7 @@ class Forward:
         if held:
             options.add_external_initializers(list(held), list(held.values()))
         if "CUDAExecutionProvider" in self.requested:
-            chosen: list[Any] = [
-                (p, {"use_tf32": "0"}) if p == "CUDAExecutionProvider" else p for p in self.requested
-            ]
+            chosen: list[Any] = [(p, {"use_tf32": "0"}) if p == "CUDAExecutionProvider" else p for p in self.requested]
         else:
             chosen = list(self.requested)
         self._session = None  # the old one gives its memory back before the new one is made

@@ -34,7 +34,8 @@ class LedgerRow:
     @property
     def residual(self) -> Floats:
         """|in - out - leaked|: what nobody accounts for."""
-        return np.abs(self.relevance_in - self.relevance_out - self.leaked)
+        unexplained: Floats = np.abs(self.relevance_in - self.relevance_out - self.leaked)
+        return unexplained
 
 
 @dataclass(frozen=True)

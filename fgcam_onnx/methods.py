@@ -55,7 +55,5 @@ def method(name: str) -> Method:
     """
     found = METHODS.get(name)
     if found is None:
-        raise MethodError(
-            f"there is no method {name!r}", known=", ".join(METHODS), next=nearest(name, METHODS) or None
-        )
+        raise MethodError(f"there is no method {name!r}", known=", ".join(METHODS), next=nearest(name, METHODS) or None)
     return found

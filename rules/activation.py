@@ -120,7 +120,7 @@ def _clip(node: Node, xp: Verbs) -> Array:
 
 
 def _saturate(node: Node, xp: Verbs) -> Array:
-    """1[y > low] where a range that starts at 0 cuts negative values off, that is, where the quantiser absorbed a ReLU; else 1.
+    """1[y > low] where a range that starts at 0 cuts negative values off: there the quantiser absorbed a ReLU; else 1.
 
     The other ends of the range are where calibration happened to stop, not part of the function that was trained. The
     winning logit often sits on the upper one: a derivative of 0 there would make the whole map vanish.

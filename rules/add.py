@@ -38,8 +38,7 @@ def zplus(node: Node, r: Array, xp: Verbs) -> Flow:
     if len(node.layer.operands) == 1:
         return _to_tensor(node, r, xp)
     terms = {
-        i: t if node.nonnegative(i) and node.layer.op != "Sub" else xp.positive(t)
-        for i, t in _terms(node, xp).items()
+        i: t if node.nonnegative(i) and node.layer.op != "Sub" else xp.positive(t) for i, t in _terms(node, xp).items()
     }
     return _split(node, terms, r, xp, nonnegative=True)
 

@@ -50,7 +50,5 @@ def join(node: Node, r: Sequence[Array | None] | Array, xp: Verbs) -> Flow:
     """r: one [n, c_k, ...] for each output, None where nothing arrived -> [n, c, ...]."""
     pieces = r if isinstance(r, (list, tuple)) else [r]
     axis = int(node.attributes.get("axis", 0)) % len(node.in_shape())
-    whole = [
-        xp.constant(np.zeros(node.out_shape(k))) if piece is None else piece for k, piece in enumerate(pieces)
-    ]
+    whole = [xp.constant(np.zeros(node.out_shape(k))) if piece is None else piece for k, piece in enumerate(pieces)]
     return Flow({0: xp.concat(whole, axis) if len(whole) > 1 else whole[0]})

@@ -30,7 +30,11 @@ def _first(layer: Layer, graph: LayerGraph) -> tuple[int, ...]:
 
 
 def _training(layer: Layer, graph: LayerGraph) -> str | None:
-    if layer.op == "Dropout" and layer.given(2) and not (layer.constant(2) is not None and not layer.constants[2].any()):
+    if (
+        layer.op == "Dropout"
+        and layer.given(2)
+        and not (layer.constant(2) is not None and not layer.constants[2].any())
+    ):
         return "it runs in training mode: what it drops is random"
     return None
 
@@ -42,8 +46,13 @@ def reshape(node: Node, r: Array, xp: Verbs) -> Flow:
     return Flow({0: xp.reshape(r, node.in_shape())})
 
 
-@gradient(**TRANSPOSE)
-@relevance("transpose", dead_inputs="inherits", **TRANSPOSE)
+def _moves_batch(layer: Layer, graph: LayerGraph) -> str | None:
+    perm = layer.attributes.get("perm")
+    return "it moves the batch axis" if not perm or perm[0] != 0 else None
+
+
+@gradient(refuses=_moves_batch, **TRANSPOSE)
+@relevance("transpose", dead_inputs="inherits", refuses=_moves_batch, **TRANSPOSE)
 def transpose(node: Node, r: Array, xp: Verbs) -> Flow:
     """r, axes in the order ``perm`` -> axes in the input's order."""
     rank = len(node.in_shape())

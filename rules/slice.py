@@ -80,7 +80,9 @@ def scatter(node: Node, r: Array, xp: Verbs) -> Flow:
 
 
 @gradient(sends=_first, refuses=_dynamic, **PAD)
-@relevance("crop", dead_inputs="inherits", sends=_first, refuses=_dynamic, leaks="what falls on constant padding", **PAD)
+@relevance(
+    "crop", dead_inputs="inherits", sends=_first, refuses=_dynamic, leaks="what falls on constant padding", **PAD
+)
 def crop(node: Node, r: Array, xp: Verbs) -> Flow:
     """r of the padded tensor -> the input's shape."""
     shape, amounts = node.in_shape(), _amounts(node)
@@ -89,7 +91,9 @@ def crop(node: Node, r: Array, xp: Verbs) -> Flow:
     if mode == "constant":
         inside = np.ones(shape[1:])
         mask = np.pad(
-            inside[tuple(slice(max(0, -b), d - max(0, -e)) for b, e, d in zip(*amounts[:, 1:], shape[1:], strict=True))],
+            inside[
+                tuple(slice(max(0, -b), d - max(0, -e)) for b, e, d in zip(*amounts[:, 1:], shape[1:], strict=True))
+            ],
             [(max(0, b), max(0, e)) for b, e in zip(*amounts[:, 1:], strict=True)],
         )
         if not mask.all():

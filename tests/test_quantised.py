@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,9 +17,11 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from fgcam_onnx import Explainer
-from fgcam_onnx.backends.base import Program
+from fgcam_onnx.backends.base import Program, Verbs
 from fgcam_onnx.backends.numpy import NumpyBackend
-from fgcam_onnx.graph.layer import SATURATE, LayerGraph
+from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph
+from fgcam_onnx.node import Node
+from fgcam_onnx.rules.conv import Conv
 
 KINDS = {
     "qoperator": (QuantFormat.QOperator, False, QuantType.QUInt8),
@@ -77,13 +81,25 @@ def activations(explainer: Explainer, x: np.ndarray, names: list[str]) -> dict[s
     return out
 
 
-def convolutions(graph: LayerGraph) -> list[tuple[object, object]]:
+def convolutions(graph: LayerGraph) -> list[tuple[Layer, Layer]]:
     """(convolution, the Saturate behind it)."""
     return [
         (layer, graph.consumers(layer.output)[0])
         for layer in graph.layers
         if layer.op == "Conv" and graph.consumers(layer.output)[0].op == SATURATE
     ]
+
+
+def convolved(
+    graph: LayerGraph, conv: Layer, tape: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> np.ndarray:
+    """The decoded convolution of the decoded input, in float64, without bias."""
+
+    def run(xp: Verbs, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        node = Node(conv, graph, xp, inputs, shapes)
+        return {"z": Conv.apply(node, inputs[conv.inputs[0]], xp.constant(conv.constants[1]), xp)}
+
+    return NumpyBackend(np.float64).execute(Program("z", run), tape)["z"]
 
 
 @pytest.mark.parametrize(("kind", "network"), CASES)
@@ -93,24 +109,17 @@ def test_a_decoded_convolution_computes_what_the_integer_one_does(kind: str, net
     pairs = convolutions(explainer.graph)
     assert pairs
     for conv, clamp in pairs:
-        names = [conv.inputs[0], clamp.output]  # type: ignore[attr-defined]
+        names = [conv.inputs[0], clamp.output]
         tape = activations(explainer, x, names)
-        weight, bias = conv.constants[1], conv.constants.get(2, np.zeros(1))  # type: ignore[attr-defined]
+        weight, bias = conv.constants[1], conv.constants.get(2, np.zeros(1))
 
-        def run(xp, inputs, conv=conv, shapes={n: a.shape for n, a in tape.items()}):  # type: ignore[no-untyped-def]  # noqa: B006
-            from fgcam_onnx.node import Node
-            from fgcam_onnx.rules.conv import Conv
-
-            shapes = {**shapes, conv.output: shapes[clamp.output]}  # noqa: B023
-            node = Node(conv, explainer.graph, xp, inputs, shapes)
-            return {"z": Conv.apply(node, inputs[conv.inputs[0]], xp.constant(conv.constants[1]), xp)}
-
-        z = NumpyBackend(np.float64).execute(Program("z", run), tape)["z"]
+        shapes = {name: array.shape for name, array in tape.items()} | {conv.output: tape[clamp.output].shape}
+        z = convolved(explainer.graph, conv, tape, shapes)
         z = z + bias.reshape(1, -1, *[1] * (weight.ndim - 2))
-        expected = np.clip(z, clamp.attributes["low"], clamp.attributes["high"])  # type: ignore[attr-defined]
-        step = explainer.graph.tensor(clamp.output).scale  # type: ignore[attr-defined]
+        expected = np.clip(z, clamp.attributes["low"], clamp.attributes["high"])
+        step = explainer.graph.tensor(clamp.output).scale
         assert step is not None
-        assert np.abs(expected - tape[clamp.output]).max() <= 0.51 * step  # type: ignore[attr-defined]
+        assert np.abs(expected - tape[clamp.output]).max() <= 0.51 * step
 
 
 @pytest.mark.parametrize(("kind", "network"), CASES)
@@ -145,15 +154,15 @@ def test_an_absorbed_relu_is_on_the_way_of_the_gradient() -> None:
     content = quantised("qoperator", "vgg")[1]
     explainer = Explainer(content)
     graph = explainer.graph
-    absorbed = [clamp for _, clamp in convolutions(graph) if graph.tensor(clamp.output).nonnegative]  # type: ignore[attr-defined]
+    absorbed = [clamp for _, clamp in convolutions(graph) if graph.tensor(clamp.output).nonnegative]
     assert absorbed, "the quantiser should have absorbed a ReLU"
     from fgcam_onnx.composite import GradientComposite
     from fgcam_onnx.descent import walk
 
-    source = absorbed[0].inputs[0]  # type: ignore[attr-defined]
+    source = absorbed[0].inputs[0]
     steps, gaps = walk(graph, graph.logits, source, GradientComposite())
     assert not gaps
-    assert any(step.layer.op == SATURATE and step.layer.name == absorbed[0].name for step in steps)  # type: ignore[attr-defined]
+    assert any(step.layer.op == SATURATE and step.layer.name == absorbed[0].name for step in steps)
 
 
 def test_signs_come_from_zero_points() -> None:

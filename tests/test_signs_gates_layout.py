@@ -33,7 +33,7 @@ def check_signs(model: onnx.ModelProto, seed: int) -> set[str]:
     x = tiny_models.pictures(model, seed=seed)
     for scale in (1.0, 100.0):
         for name, value in zip(claimed, tiny_models.run(model, x * scale, *claimed) if claimed else [], strict=True):
-            assert value.min() >= 0, f"{name} reaches {value.min()}"
+            assert not (value < 0).any(), f"{name} reaches {np.nanmin(value)}"  # NaN, of overflow, has no sign
     return set(claimed)
 
 

@@ -22,7 +22,9 @@ def model(*shapes: tuple[int, ...]) -> onnx.ModelProto:
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
     nodes = [helper.make_node("Conv", ["x", "w0"], ["y"])]
-    return helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)])
+    return helper.make_model(
+        helper.make_graph(nodes, "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)]
+    )
 
 
 BIG = (64, 3, 16, 16)  # 196,608 bytes
@@ -76,7 +78,9 @@ def test_damage_is_declined_or_read_as_the_parser_reads_it(data: st.DataObject) 
         return  # the slim one need not parse either
     rest = onnx.ModelProto.FromString(slim)
     for payload in payloads:
-        rest.graph.initializer[payload.index].raw_data = bytes(content[payload.offset : payload.offset + payload.length])
+        rest.graph.initializer[payload.index].raw_data = bytes(
+            content[payload.offset : payload.offset + payload.length]
+        )
     assert rest == whole
 
 

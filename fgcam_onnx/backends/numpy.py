@@ -49,7 +49,7 @@ class NumpyVerbs(Verbs):
         return np.asarray(value).astype(self.dtype, copy=False)
 
     def shape(self, x: Array) -> tuple[int, ...]:
-        return x.shape
+        return tuple(x.shape)
 
     def add(self, a: Array, b: Array) -> Array:
         return a + b
@@ -192,8 +192,9 @@ class NumpyVerbs(Verbs):
         return np.take(x, indices, axis=axis)
 
     def scatter_add(self, r: Array, indices: np.ndarray, axis: int, size: int) -> Array:
-        x = np.zeros((*r.shape[:axis], size, *r.shape[axis + 1 :]), self.dtype)
-        np.add.at(x, (*[slice(None)] * axis, indices), r)
+        x: Array = np.zeros((*r.shape[:axis], size, *r.shape[axis + 1 :]), self.dtype)
+        cells: Any = (*[slice(None)] * axis, indices)
+        np.add.at(x, cells, r)
         return x
 
 

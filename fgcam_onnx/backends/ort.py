@@ -125,9 +125,7 @@ class OrtVerbs(Verbs):
         """The traced model and the weights that stay outside it."""
         read = {name for node in self._nodes for name in _reads(node)} | {s.name for s in outputs.values()}
         names = {symbol.name: symbol for symbol in outputs.values()}
-        infos = [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, symbol.shape) for name, symbol in names.items()
-        ]
+        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, symbol.shape) for name, symbol in names.items()]
         references = [_reference(name, array) for name, array in self._weights.items() if name in read]
         graph = helper.make_graph(
             self._nodes,
@@ -247,12 +245,8 @@ class OrtVerbs(Verbs):
         dropped = masked.mul(r, dead)
         then_dead = masked._end([s, masked.total(dropped), masked.total(masked.absolute(dropped))])
 
-        self._nodes.append(
-            helper.make_node("If", [any_dead.name], names, then_branch=then_dead, else_branch=then_free)
-        )
-        s, signed, absolute = (
-            Symbol(name, shape) for name, shape in zip(names, (z.shape, (n,), (n,)), strict=True)
-        )
+        self._nodes.append(helper.make_node("If", [any_dead.name], names, then_branch=then_dead, else_branch=then_free))
+        s, signed, absolute = (Symbol(name, shape) for name, shape in zip(names, (z.shape, (n,), (n,)), strict=True))
         return s, Leak(signed, absolute)
 
     def _clamp(self, x: Symbol) -> Symbol:
@@ -332,10 +326,12 @@ class OrtVerbs(Verbs):
     @staticmethod
     def _few_channels(ci: int, how: Convolution) -> bool:
         """The first layer of a network: 2-D, one group, and so few channels that ConvTranspose idles."""
-        return how.group == 1 and len(how.strides) == 2 and len(set(how.strides)) == 1 and ci * how.strides[0] ** 2 <= 64
+        return (
+            how.group == 1 and len(how.strides) == 2 and len(set(how.strides)) == 1 and ci * how.strides[0] ** 2 <= 64
+        )
 
     def _adjoint_by_phases(self, s: Symbol, w: Symbol, how: Convolution, spatial: tuple[int, ...]) -> Symbol:
-        """Input cells i = stride u + phase see only the taps with (phase + begin - tap dilation) divisible by the stride.
+        """Input cells i = stride u + phase see the taps with (phase + begin - tap dilation) divisible by the stride.
 
         So the adjoint is one stride-1 convolution with a set of output channels for each phase, interleaved by
         DepthToSpace.

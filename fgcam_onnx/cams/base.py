@@ -20,7 +20,8 @@ class Context:
     """A batch at L.
 
     ``activations`` A: [n, c, ...], channels first. ``target``: int64 [n]. ``x``: the network's input [n, ...] and
-    ``channel_axis`` its channel axis. ``differentiate()``: the gradient of the target's logit with respect to A, [n, c, ...].
+    ``channel_axis`` its channel axis. ``differentiate()``: the gradient of the target's logit with respect to A,
+    [n, c, ...].
     ``score(x)``: logits of other inputs, [m, classes], in batches. ``progress(done, total)``.
     ``head``: the operator that the model turns its logits into scores with (Softmax, Sigmoid), None if it gives logits.
     """

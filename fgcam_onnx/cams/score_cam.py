@@ -2,8 +2,9 @@
 
     m_k = mm(Up(A_k)),   w_k = p_c(x * m_k),   w_k = 0 if A_k is constant;   components w_k A_k at the size of L
 
-The mask multiplies the *normalised* input, so 0 is the mean colour. p_c is the softmax probability (the sigmoid, for a model that ends in one); no baseline is
-subtracted and no softmax taken over channels. Source: methods 5 and 10 (as the published FG-CAM code); Wang et al. 2020.
+The mask multiplies the *normalised* input, so 0 is the mean colour. p_c is the softmax probability (the sigmoid, for a
+model that ends in one); no baseline is subtracted and no softmax taken over channels. Source: methods 5 and 10 (as the
+published FG-CAM code); Wang et al. 2020.
 """
 
 from __future__ import annotations

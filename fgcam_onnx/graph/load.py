@@ -144,7 +144,7 @@ def _is_plain(tensor: TensorProto) -> bool:
 def _array(stream: BinaryIO, tensor: TensorProto) -> np.ndarray:
     """The tensor's array, read in place. Its size was checked against what the file holds."""
     array: np.ndarray = np.empty(tuple(tensor.dims), PLAIN[tensor.data_type])
-    read = stream.readinto(memoryview(array.reshape(-1)).cast("B")) if array.size else 0  # type: ignore[attr-defined]
+    read = stream.readinto(array.reshape(-1).view(np.uint8).data) if array.size else 0  # type: ignore[attr-defined]
     if read != array.nbytes:
         raise EOFError(f"{read} of {array.nbytes} bytes of {tensor.name!r}")
     return array

@@ -7,6 +7,7 @@ the last cut before the network gets smaller; where a pooling layer does that, i
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from fgcam_onnx.errors import ModelError
@@ -43,7 +44,7 @@ def find_stages(graph: LayerGraph) -> tuple[Stage, ...]:
     last = _find_l(graph, cuts)
     cuts = cuts[: cuts.index(last) + 1]
     chosen = [graph.image]
-    for name, following in zip(cuts, cuts[1:], strict=False):
+    for name, following in itertools.pairwise(cuts):
         if _area(graph, following) == _area(graph, name):
             continue
         producer = graph.producer(following)

@@ -32,7 +32,7 @@ class _KeepError(Exception):
 
 
 def decode_quantised(graph: LayerGraph) -> PassResult:
-    """Replace each quantised layer by a float layer and a Saturate; note scale and zero point of each integer tensor."""
+    """Replace each quantised layer by a float layer and a Saturate; note how each integer tensor is scaled."""
     pictures = image_tensors(graph.layers, graph.image)
     tensors = dict(graph.tensors)
     layers: list[Layer] = []
