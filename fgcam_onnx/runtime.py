@@ -49,6 +49,8 @@ def session_options(threads: int | None = None) -> Any:
     options.log_severity_level = 4  # its errors reach the user as ours, once
     # A planned block for all activations of one shape would stand beside the arena that already holds them.
     options.enable_mem_pattern = False
+    # Several sessions take turns on the same cores: threads that spin after one has run would slow the next one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = threads or int(os.environ.get("FGCAM_THREADS", "0") or 0)
     if wanted:
         options.intra_op_num_threads = wanted
