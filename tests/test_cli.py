@@ -277,7 +277,7 @@ def test_explain_says_what_it_chose(run: Run, fake: type[FakeExplainer]) -> None
         "\n"
         "a.png -> fgcam_maps/a.png\n"
         "  class    0 · red thing   p = 0.5080   then 2 blue 0.251, 1 green 0.241\n"
-        "  ledger   leaked 25 %   residual 0.0e+00\n"
+        "  ledger   leaked 25 %   in the map 2.8e+04 %   residual 0.0e+00\n"  # the fake's map is any numbers
         "wrote 1 panel, maps and manifest.json to fgcam_maps\n"
     )
     assert sorted(p.name for p in Path("fgcam_maps").iterdir()) == ["a.npy", "a.png", "manifest.json"]
@@ -302,7 +302,7 @@ def test_explain_writes_panel_map_and_manifest(run: Run, fake: type[FakeExplaine
     assert [image["label"] for image in manifest["images"]] == ["green", "blue", "red thing"]
     assert (manifest["method"], manifest["layer"], manifest["start"]) == ("lrp", "relu1", "relu2")
     assert manifest["preprocessing"]["size"] == [8, 12]
-    assert manifest["images"][0]["ledger"] == {"leaked": 0.25, "residual": 0.0}
+    assert manifest["images"][0]["ledger"] == {"leaked": 0.25, "in_map": 276.0, "residual": 0.0}
     assert set(manifest["files"]) == {"a.png", "a.npy", "b.png", "b.npy", "c.png", "c.npy"}
     assert record["output"] == "out/deep"
     assert record["images"] == manifest["images"]

@@ -120,14 +120,14 @@ class _Sight:
         return between.join(each.format(thing=t, share=f"{100 * share:.0f} %") for t, share in self.shares().items())
 
     def record(self) -> dict[str, Any]:
-        leaked, residual = account(self.explanation, 0)
+        leaked, in_map, residual = account(self.explanation, 0)
         return {
             "picture": self.picture.path.stem,
             "network": self.network,
             "class": self.answer,
             "probability": self.probability,
             "shares": self.shares(),
-            "ledger": {"leaked": leaked, "residual": residual},
+            "ledger": {"leaked": leaked, "in_map": in_map, "residual": residual},
         }
 
     def tile(self, caption: str) -> Cell:
@@ -203,7 +203,7 @@ def _tell(two: Story, tagged: Story, output: Path) -> None:
             answer = f"{sight.network} says {sight.answer} {sight.probability:.2f}"
             typer.echo(f"  {'' if i else name:<22}{answer:<30}{sight.where()}")
     leaked = max(account(sight.explanation, 0)[0] for sight in sights)
-    residual = max(account(sight.explanation, 0)[1] for sight in sights)
+    residual = max(account(sight.explanation, 0)[2] for sight in sights)
     lost = f"{100 * leaked:.2g} % leaked on the way" if leaked else "nothing leaked on the way"
     typer.echo(f"\nEvery unit of relevance is accounted for: {lost}, {residual:.0e} of it unexplained.")
     typer.echo(f"Look at {output / 'poster.png'}, then try your own: fgcam explain MODEL.onnx PHOTO.jpg")

@@ -360,7 +360,7 @@ class _Run:
         p = e.probabilities[i]
         best = p.argsort(kind="stable")[::-1][: self.look.top]
         r = e.relevance[i].astype("float64")
-        leaked, residual = account(e, i)
+        leaked, in_map, residual = account(e, i)
         target = int(e.target[i])
         record: dict[str, Any] = plain_json(
             {
@@ -372,7 +372,7 @@ class _Run:
                 "logit": e.logits[i, target],
                 "top": [{"class": int(k), "label": self._name(int(k)), "probability": p[k]} for k in best],
                 "relevance": {"shape": list(r.shape), "sum": r.sum(), "positive": r.clip(min=0).sum(), "max": r.max()},
-                "ledger": {"leaked": leaked, "residual": residual},
+                "ledger": {"leaked": leaked, "in_map": in_map, "residual": residual},
             }
         )
         return record
@@ -393,7 +393,9 @@ class _Run:
             title=f"{_class(record)}   p = {record['probability']:.3f}",
             lines=[
                 f"{e.method} · map at {e.layer} {list(e.relevance.shape[1:])} · L = {e.start}",
-                f"relevance leaked {_share(record['ledger']['leaked'])} · residual {record['ledger']['residual']:.1e}",
+                f"relevance leaked {_share(record['ledger']['leaked'])}"
+                f" · in the map {_share(record['ledger']['in_map'])}"
+                f" · residual {record['ledger']['residual']:.1e}",
             ],
             footer=" · ".join(
                 [
@@ -437,19 +439,28 @@ class _Run:
                     "  class",
                     f"{_class(record)}   p = {record['probability']:.4f}" + (f"   then {also}" if also else ""),
                 ),
-                ("  ledger", f"leaked {_share(ledger['leaked'])}   residual {ledger['residual']:.1e}"),
+                (
+                    "  ledger",
+                    f"leaked {_share(ledger['leaked'])}   in the map {_share(ledger['in_map'])}"
+                    f"   residual {ledger['residual']:.1e}",
+                ),
             ]
         )
 
 
-def account(e: Explanation, i: int) -> tuple[float, float]:
-    """The ledger of image i as shares of the start's sum of |relevance|: what leaked, a node's largest residual."""
+def account(e: Explanation, i: int) -> tuple[float, float, float]:
+    """The books of image i, as shares of the start's sum of |relevance|.
+
+    What leaked, the sum of |map|, and a node's largest residual. The first two need not add up to one: where positive
+    and negative relevance meet they cancel, which is no loss.
+    """
     whole = float(e.ledger.start_absolute[i])
     if whole == 0:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
+    in_map = float(abs(e.relevance[i].astype("float64")).sum())
     dropped = sum(float(row.dropped[i]) for row in e.ledger.rows)
     residual = max((float(row.residual[i]) for row in e.ledger.rows), default=0.0)
-    return dropped / whole, residual / whole
+    return dropped / whole, in_map / whole, residual / whole
 
 
 def _class(record: dict[str, Any]) -> str:
