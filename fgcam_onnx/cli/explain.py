@@ -88,7 +88,7 @@ def explain(
     std: Annotated[
         str | None, typer.Option(help="0.229,0.224,0.225", rich_help_panel=_PICTURE, show_default=False)
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, ort, cupy or numpy.", rich_help_panel=_RUN)] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, ort or numpy.", rich_help_panel=_RUN)] = "auto",
     provider: Annotated[
         list[str] | None,
         typer.Option(help="An onnxruntime execution provider.", rich_help_panel=_RUN, show_default=False),
