@@ -47,6 +47,11 @@ class Window:
     begins: tuple[int, ...]
     dilations: tuple[int, ...]
 
+    def ends(self, spatial: Sequence[int], out: Sequence[int]) -> list[int]:
+        """Padding behind the last cell, per axis, for these sizes; negative where cells stay unread."""
+        axes = zip(out, self.kernel, self.strides, self.begins, self.dilations, spatial, strict=True)
+        return [(o - 1) * s + (k - 1) * d + 1 - size - b for o, k, s, b, d, size in axes]
+
 
 @dataclass(frozen=True)
 class Leak:

@@ -198,18 +198,8 @@ class NumpyVerbs(Verbs):
         return x
 
 
-def _ends(window: Window, spatial: Sequence[int], out: Sequence[int]) -> list[int]:
-    """Padding behind the last cell, per axis; negative where cells stay unread."""
-    return [
-        (o - 1) * s + (k - 1) * d + 1 - size - b
-        for o, k, s, b, d, size in zip(
-            out, window.kernel, window.strides, window.begins, window.dilations, spatial, strict=True
-        )
-    ]
-
-
 def _padded(x: Array, window: Window, out: Sequence[int], fill: float = 0.0) -> Array:
-    amounts = [(b, max(0, e)) for b, e in zip(window.begins, _ends(window, x.shape[2:], out), strict=True)]
+    amounts = [(b, max(0, e)) for b, e in zip(window.begins, window.ends(x.shape[2:], out), strict=True)]
     return np.pad(x, [(0, 0), (0, 0), *amounts], constant_values=fill)
 
 

@@ -290,11 +290,11 @@ class OrtVerbs(Verbs):
 
     def _fit(self, x: Symbol, window: Window, out: Sequence[int]) -> tuple[Symbol, list[int]]:
         """ONNX pads for a window whose end padding follows from the sizes; unread cells at the end are cut off."""
-        ends = _ends(window, x.shape[2:], out)
+        ends = window.ends(x.shape[2:], out)
         strided = [e if e >= 0 or -e >= s else 0 for e, s in zip(ends, window.strides, strict=True)]
         if min(strided, default=0) < 0:
             x = self.pad(x, [0] * len(x.shape), [0, 0, *(min(0, e) for e in ends)])
-            ends = _ends(window, x.shape[2:], out)
+            ends = window.ends(x.shape[2:], out)
         return x, [*window.begins, *(max(0, e) for e in ends)]
 
     def conv_adjoint(self, s: Symbol, w: Symbol, how: Convolution, spatial: tuple[int, ...]) -> Symbol:
@@ -542,15 +542,6 @@ def _reference(name: str, array: np.ndarray) -> TensorProto:
     entry = reference.external_data.add()
     entry.key, entry.value = "location", "weights"
     return reference
-
-
-def _ends(window: Window, spatial: Sequence[int], out: Sequence[int]) -> list[int]:
-    return [
-        (o - 1) * s + (k - 1) * d + 1 - size - b
-        for o, k, s, b, d, size in zip(
-            out, window.kernel, window.strides, window.begins, window.dilations, spatial, strict=True
-        )
-    ]
 
 
 def _reading(window: Window, spatial: Sequence[int], out: Sequence[int]) -> np.ndarray:
