@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fgcam_onnx.composite import GradientComposite, RelevanceComposite
 from fgcam_onnx.coverage import Coverage, cover
 from fgcam_onnx.denoise import denoise as denoise_components
 from fgcam_onnx.descent import RESULT, START, Plan
-from fgcam_onnx.errors import ActivationError, InputError, LayerError, OptionError, nearest
+from fgcam_onnx.errors import ActivationError, InputError, LayerError, ModelError, OptionError, nearest
 from fgcam_onnx.explanation import Explanation
 from fgcam_onnx.forward import Forward
 from fgcam_onnx.graph.layer import LayerGraph, Tensor
@@ -188,6 +188,7 @@ class Explainer:
             InputError: ``x`` does not fit the model, or holds NaN or Inf.
             MethodError, LayerError, TargetError, OptionError: a name that does not exist; the nearest is suggested.
             UnsupportedOpError: a node on the path has no rule; found before anything runs.
+            ModelError: the output is not one score a class, or the model has no layer to start from.
             ActivationError: the network itself computed NaN or Inf.
         """
         chosen = find_method(method)
@@ -259,7 +260,11 @@ class Explainer:
     def _plan(self, graph: LayerGraph, source: str, target: str, composite: Any, dead_start: bool) -> Plan:
         key = (id(graph), source, target, composite.key, dead_start)
         if key not in self._plans:
-            self._plans[key] = descent.plan(graph, source, target, composite, dead_start=dead_start)
+            made = descent.plan(graph, source, target, composite, dead_start=dead_start)
+            # A backend keeps what it compiled by this key and may serve several models: names and shapes do not tell
+            # their weights apart.
+            view = "folded" if graph is self.graph else "plain"
+            self._plans[key] = replace(made, key=f"{self.sha256}|{self._output}|{view}|{made.key}")
         return self._plans[key]
 
     def _tensor(self, name: str, graph: LayerGraph) -> str:
@@ -391,6 +396,7 @@ class Explainer:
         shapes.update({name: _shape(value) for name, value in raw.items()})
         shapes.update({name: shapes[known] for name, known in unknown.items()})
 
+        _refuse_dense(job.graph.logits, shapes[job.graph.logits])
         logits = _numpy(tape[job.graph.logits]).reshape(len(x), -1).astype(np.float32)
         if not np.isfinite(logits).all():
             raise self._not_finite(job, tape)
@@ -529,6 +535,17 @@ class _Part:
     logits: np.ndarray
     target: np.ndarray
     ledger: Ledger
+
+
+def _refuse_dense(name: str, shape: tuple[int, ...]) -> None:
+    """Scores for each place or box, flattened, would pass for classes: index 3 would be a pixel."""
+    if sum(d > 1 for d in shape[1:]) > 1:
+        raise ModelError(
+            f"the output is not one score a class: its shape is {list(shape)}",
+            at=f"tensor {name!r}",
+            known="segmentation and detection heads are not supported",
+            next="name an output of class scores, if the model has one: Explainer(model, output='name')",
+        )
 
 
 def _one_each(target: Any, n: int) -> bool:

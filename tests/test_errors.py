@@ -548,3 +548,17 @@ def test_the_runtime_s_own_complaints_reach_the_user_once(capfd: pytest.CaptureF
     assert text.splitlines()[1] == "  at      input image [1, 3, 9, 7]"
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+def test_scores_for_each_place_are_no_classes() -> None:
+    """Flattened, a segmentation's output would pass for 960 classes, and a class index for a pixel."""
+    net = tiny_models.Net()
+    model = net.model(net.conv("c2", net.relu("r1", net.conv("c1", "image", 3, 6)), 6, 5))
+    with pytest.raises(ModelError) as caught:
+        Explainer(model).explain(tiny_models.pictures(model, 1), target=3)
+    assert str(caught.value) == (
+        "the output is not one score a class: its shape is [1, 5, 16, 12]\n"
+        "  at      tensor 'c2.y'\n"
+        "  known   segmentation and detection heads are not supported\n"
+        "  next    name an output of class scores, if the model has one: Explainer(model, output='name')"
+    )

@@ -15,6 +15,9 @@ import tiny_models
 
 import fgcam_onnx
 from fgcam_onnx import Explainer, Explanation, runtime
+from fgcam_onnx.backends.base import Backend
+from fgcam_onnx.backends.numpy import NumpyBackend
+from fgcam_onnx.backends.ort import OrtBackend
 from fgcam_onnx.composite import CHOICES
 from fgcam_onnx.methods import METHODS
 
@@ -577,3 +580,15 @@ def test_dead_activations_give_a_zero_map() -> None:
     assert not e.relevance.any()
     assert not e.heatmap().any()
     assert (e.ledger.leaked, e.ledger.residual) == (0, 0)
+
+
+@pytest.mark.parametrize("backend", [OrtBackend(threads=1), NumpyBackend()], ids=["ort", "numpy"])
+@pytest.mark.parametrize("batchnorm", ["fold", "identity"])
+def test_a_backend_shared_by_two_models_keeps_them_apart(backend: Backend, batchnorm: str) -> None:
+    """Same names and shapes, other weights: what was compiled for the first must not serve the second."""
+    first, second = (tiny_models.vgg(seed=seed) for seed in (0, 1))
+    x = tiny_models.pictures(first, 2)
+    Explainer(first, backend=backend).explain(x, target=0, batchnorm=batchnorm)
+    shared = Explainer(second, backend=backend).explain(x, target=0, batchnorm=batchnorm).relevance
+    alone = Explainer(second, backend="numpy", precision="float64").explain(x, target=0, batchnorm=batchnorm).relevance
+    assert np.linalg.norm(shared - alone) <= 1e-5 * np.linalg.norm(alone)

@@ -215,7 +215,8 @@ class Verbs(ABC):
 class Program:
     """A computation written in verbs: ``run(verbs, inputs)`` returns named arrays.
 
-    ``key`` identifies it among all programs of one Explainer, so that a backend can keep what it compiled.
+    ``key`` identifies it, weights and shapes included, so that a backend can keep what it compiled and serve several
+    Explainers.
     """
 
     key: str
