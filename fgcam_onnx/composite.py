@@ -83,6 +83,8 @@ def _linear_rule(layer: Layer, graph: LayerGraph, name: str, options: Mapping[st
         leaks=chosen.leaks,
         dead_inputs=chosen.dead_inputs,
         options=options,
+        # Bounds that the user gives are a word, not a fact: a pixel outside them makes terms of both signs.
+        one_sign=chosen.one_sign and (chosen.name != "z_box" or isinstance(options.get("bounds", "per_image"), str)),
     )
 
 

@@ -172,6 +172,7 @@ def descend(
         options: dict[str, Any] = {**step.rule.options, "masked": step.masked}
         node = Node(layer, plan.graph, xp, tape, shapes, options)
         several = len([name for name in layer.outputs if name]) > 1 and layer.op == "Split"
+        xp.rounding(one_sign=step.rule.one_sign)
         flow = step.rule.function(node, received if several else received[0], xp)
         if keep_books:
             _write(books, position, [r for r in received if r is not None], flow, xp)

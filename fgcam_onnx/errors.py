@@ -16,6 +16,7 @@ from collections.abc import Iterable
 __all__ = [
     "ActivationError",
     "BackendError",
+    "DeviceMemoryError",
     "FgcamError",
     "ImageError",
     "InputError",
@@ -69,6 +70,10 @@ class ActivationError(FgcamError):
 
 class BackendError(FgcamError):
     """The chosen backend or execution provider cannot work here."""
+
+
+class DeviceMemoryError(BackendError, MemoryError):
+    """The device has not enough memory for this batch."""
 
 
 class MissingRuntimeError(BackendError, ImportError):

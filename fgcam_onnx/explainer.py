@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -13,13 +14,22 @@ import numpy as np
 import onnx
 
 from fgcam_onnx import backends, descent
-from fgcam_onnx.backends.base import Backend
+from fgcam_onnx.backends.base import Array, Backend, Program, Verbs
+from fgcam_onnx.backends.numpy import NumpyVerbs
 from fgcam_onnx.cams.base import Context
 from fgcam_onnx.composite import GradientComposite, RelevanceComposite
 from fgcam_onnx.coverage import Coverage, cover
 from fgcam_onnx.denoise import denoise as denoise_components
 from fgcam_onnx.descent import RESULT, START, Plan
-from fgcam_onnx.errors import ActivationError, InputError, LayerError, ModelError, OptionError, nearest
+from fgcam_onnx.errors import (
+    ActivationError,
+    DeviceMemoryError,
+    InputError,
+    LayerError,
+    ModelError,
+    OptionError,
+    nearest,
+)
 from fgcam_onnx.explanation import Explanation
 from fgcam_onnx.forward import Forward
 from fgcam_onnx.graph.layer import LayerGraph, Tensor
@@ -36,16 +46,18 @@ __all__ = ["Explainer", "explain"]
 
 Progress = Callable[[int, int], None]
 DENOISE_OPTIONS = ("ratio", "add_mean_back", "support_mask")
-BATCH = 8
+LOG = logging.getLogger("fgcam_onnx")
+SEED = "gradient_of_logits"
 
 
 class Explainer:
     """Explains one ONNX model.
 
-    ``model``: path, bytes or ModelProto. ``backend``: "auto", "ort" or "numpy", or a Backend. ``providers``:
-    onnxruntime execution providers of the forward pass, the CPU's if None. ``output``: which graph output to explain,
-    the first if None. ``precision``: "float64" with the numpy backend, for audits. ``threads``: of every session, all
-    cores if None.
+    ``model``: path, bytes or ModelProto. ``backend``: "auto" (cupy where there is a GPU, else ort), "cupy", "ort" or
+    "numpy", or a Backend. ``providers``: onnxruntime execution providers of the forward pass; if None CUDA's beside the
+    cupy backend, if it works here, else the CPU's. ``output``: which graph output to explain, the first if None.
+    ``precision``: "float32"; "float64" with the numpy and cupy backends, for audits; "fast" with the cupy backend:
+    products of z+ and z^B on tensor cores, rounded to TF32. ``threads``: of every session, all cores if None.
 
     Raises:
         ModelError: the file is no ONNX model, is damaged, or has no input or output to explain.
@@ -67,11 +79,13 @@ class Explainer:
         self._output = output
         self.graph = build_view(self._model, output)
         self._backend = backend if isinstance(backend, Backend) else backends.make(backend, precision, threads)
-        self._forward = Forward(self._model, self.graph, list(providers or ["CPUExecutionProvider"]), threads)
+        self.notes: list[str] = [*self.graph.notes, *self._backend.notes]
+        self._forward = Forward(
+            self._model, self.graph, None if providers is None else list(providers), threads, self._backend, self.notes
+        )
         self._plain_graph: LayerGraph | None = None
         self._shapes: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
         self._plans: dict[tuple[Any, ...], Plan] = {}
-        self.notes: list[str] = list(self.graph.notes)
         found = find_labels(self.path, self.metadata, self.num_classes, self.notes)
         self.labels: list[str] | None = found[0] if found else None
         self.labels_source: str | None = found[1] if found else None
@@ -96,6 +110,11 @@ class Explainer:
     @property
     def backend(self) -> str:
         return self._backend.name
+
+    @property
+    def precision(self) -> str:
+        """Of the descent: "float32", "float64" or "fast"."""
+        return self._backend.precision
 
     @property
     def providers(self) -> list[str]:
@@ -178,7 +197,8 @@ class Explainer:
         ``x``: a batch as the model takes it, [n, c, h, w] or [n, h, w, c], preprocessed. ``layer``: where the map is
         wanted; "input" by default for fine-grained methods, L for CAMs. ``start``: another L. ``target``: None for the
         predicted class, an index, a label, or one of these an image. ``denoise``: keep the strongest directions of the
-        components at L (``ratio``, ``add_mean_back``, ``support_mask``). ``batch_size``: images at a time.
+        components at L (``ratio``, ``add_mean_back``, ``support_mask``). ``batch_size``: images at a time; a batch that
+        does not fit a GPU's memory is split, and a log line says so.
 
         Options of the descent (methods 2.6): ``first_layer`` zB | z+ | flat, ``zb_bounds`` "per_image" or (low, high),
         ``batchnorm`` fold | identity, ``relu`` mask | identity, ``add`` zplus | norm, ``mul`` signal | uniform,
@@ -190,18 +210,36 @@ class Explainer:
             UnsupportedOpError: a node on the path has no rule; found before anything runs.
             ModelError: the output is not one score a class, or the model has no layer to start from.
             ActivationError: the network itself computed NaN or Inf.
+            DeviceMemoryError: a single image does not fit the GPU's memory.
         """
         chosen = find_method(method)
         job = self._job(chosen, layer, start, denoise, options)
         x = self._checked(x)
         report = progress or (lambda done, total: None)
         size = self._batch(len(x), batch_size)
-        parts = []
-        for first in range(0, len(x), size):
+        parts: list[_Part] = []
+        first = 0
+        while first < len(x):
             piece = x[first : first + size]
             wanted = target[first : first + size] if _one_each(target, len(x)) else target
-            parts.append(self._batch_explained(job, piece, wanted, _offset(report, first, len(x), size), batch_size))
+            try:
+                part = self._batch_explained(job, piece, wanted, _offset(report, first, len(x), size), batch_size)
+            except DeviceMemoryError as error:
+                size = self._smaller(size, len(piece), error)
+                continue
+            parts.append(part)
+            first += len(piece)
         return self._explanation(job, x, parts, options)
+
+    def _smaller(self, size: int, images: int, error: DeviceMemoryError) -> int:
+        """Half of a batch that did not fit; said in the log. A batch that cannot be halved is the user's to know."""
+        fixed = self.input_shape[0] if self.input_shape else None
+        if images <= 1 or (isinstance(fixed, int) and fixed > 0):
+            raise error
+        half = -(-min(size, images) // 2)
+        LOG.warning("%s: %d images at a time are too many, going on with %d", error.what, images, half)
+        self._backend.release()
+        return half
 
     def _job(
         self, chosen: Method, layer: str | None, start: str | None, denoise: bool, options: dict[str, Any]
@@ -342,7 +380,7 @@ class Explainer:
             return fixed
         if wanted is not None and wanted < 1:
             raise OptionError(f"option batch_size cannot be {wanted}", known="images at a time, at least 1")
-        size = wanted or BATCH
+        size = wanted or self._backend.batch
         return -(-n // -(-n // size))  # even pieces: fewer shapes to compile for
 
     def _some_shape(self) -> tuple[int, ...]:
@@ -401,22 +439,80 @@ class Explainer:
         if not np.isfinite(logits).all():
             raise self._not_finite(job, tape)
         classes = resolve_target(target, self.labels, logits.shape[1], logits)
-        layout = job.graph.tensor(job.source).layout or self.layout
-        channel = layout.index("C")
-        activations = np.moveaxis(_numpy(tape[job.source]), channel, 1)
+        seed = np.zeros(logits.shape, np.float32)
+        seed[np.arange(len(x)), classes] = 1
+        batch = _Batch(x, shapes, tape, seed.reshape(shapes[job.graph.logits]), classes)
+        if self._backend.resident and job.method.differentiates and not job.denoise:
+            result = self._in_one_program(job, batch)
+        else:
+            result = self._step_by_step(job, batch, progress, batch_size)
+        ledger = descent.ledger_of(job.body, {k: v for k, v in result.items() if k != RESULT})
+        if not (np.isfinite(ledger.arrived).all() and np.isfinite(ledger.residual)):
+            raise self._not_finite(job, tape)
+        goal = job.graph.tensor(job.target).layout or self.layout
+        summed = result[RESULT].sum(axis=goal.index("C"), dtype=np.float64)
+        return _Part(
+            np.ascontiguousarray(summed[:given], np.float32), logits[:given], classes[:given], ledger.first(given)
+        )
+
+    def _step_by_step(
+        self, job: _Job, batch: _Batch, progress: Progress, batch_size: int | None
+    ) -> dict[str, np.ndarray]:
+        """Gradient, components, denoising and descent one after the other, with arrays of the host in between."""
+        channel = (job.graph.tensor(job.source).layout or self.layout).index("C")
+        activations = np.moveaxis(_numpy(batch.tape[job.source]), channel, 1)
 
         def differentiate() -> np.ndarray:
             if job.head is None:
                 raise TypeError("this method declared that it needs no gradient")
-            seed = np.zeros(logits.shape, np.float32)
-            seed[np.arange(len(x)), classes] = 1
-            result = self._run(job.head, shapes, tape, seed.reshape(shapes[job.graph.logits]), keep_books=False)
+            result = self._run(job.head, batch, batch.seed, keep_books=False)
             return np.moveaxis(result[RESULT], channel, 1)
 
-        context = Context(
+        xp = NumpyVerbs(self._backend.dtype)
+        context = self._context(batch, xp, activations, differentiate, progress, batch_size)
+        components = job.method.components(context)
+        if not np.isfinite(components).all():
+            raise self._not_finite(job, batch.tape)
+        if job.denoise:
+            components = denoise_components(components, activations, **job.cleaning)
+        return self._run(job.body, batch, np.moveaxis(components, 1, channel), keep_books=True)
+
+    def _in_one_program(self, job: _Job, batch: _Batch) -> dict[str, np.ndarray]:
+        """The same as one program: nothing but the sum over channels and the books comes back from the device."""
+        head, body = job.head, job.body
+        if head is None:
+            raise TypeError("a method that differentiates has a plan for the head")
+        channel = (job.graph.tensor(job.source).layout or self.layout).index("C")
+        goal = (job.graph.tensor(job.target).layout or self.layout).index("C")
+        rank = len(batch.shapes[job.source])
+        first = (0, channel, *(a for a in range(1, rank) if a != channel))  # channels first, and back again
+        back = tuple(first.index(a) for a in range(rank))
+
+        def run(xp: Verbs, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            def differentiate() -> Array:
+                walked = descent.descend(head, batch.shapes, xp, {**inputs, START: inputs[SEED]}, False)
+                return xp.transpose(walked[RESULT], first)
+
+            activations = xp.transpose(inputs[job.source], first)
+            context = self._context(batch, xp, activations, differentiate, lambda done, total: None, None)
+            components = xp.transpose(job.method.components(context), back)
+            found = descent.descend(body, batch.shapes, xp, {**inputs, START: components}, True)
+            return {**found, RESULT: xp.reduce_sum(found[RESULT], (goal,))}
+
+        parts = (descent.program(head, batch.shapes, keep_books=False), descent.program(body, batch.shapes))
+        program = Program("|".join([job.method.name, *(part.key for part in parts)]), run)
+        names = dict.fromkeys((job.source, *head.reads, *body.reads))
+        return self._backend.execute(program, {**{name: batch.tape[name] for name in names}, SEED: batch.seed})
+
+    def _context(
+        self, batch: _Batch, xp: Verbs, activations: Array, differentiate: Callable[[], Array], progress: Progress,
+        batch_size: int | None,
+    ) -> Context:  # fmt: skip
+        return Context(
+            xp=xp,
             activations=activations,
-            target=classes,
-            x=x,
+            target=batch.classes,
+            x=batch.x,
             channel_axis=self.layout.index("C"),
             differentiate=differentiate,
             score=self._score,
@@ -424,30 +520,11 @@ class Explainer:
             batch_size=batch_size or 16,
             head=self.graph.head,
         )
-        components = job.method.components(context)
-        if not np.isfinite(components).all():
-            raise self._not_finite(job, tape)
-        if job.denoise:
-            components = denoise_components(components, activations, **job.cleaning)
-        begin = np.ascontiguousarray(np.moveaxis(components, 1, channel))
-        result = self._run(job.body, shapes, tape, begin, keep_books=True)
-        ledger = descent.ledger_of(job.body, {k: v for k, v in result.items() if k != RESULT})
-        relevance = result[RESULT]
-        if not (np.isfinite(ledger.arrived).all() and np.isfinite(ledger.residual)):
-            raise self._not_finite(job, tape)
-        goal = job.graph.tensor(job.target).layout or self.layout
-        summed = relevance.sum(axis=goal.index("C"), dtype=np.float64)
-        return _Part(
-            np.ascontiguousarray(summed[:given], np.float32), logits[:given], classes[:given], ledger.first(given)
-        )
 
-    def _run(
-        self, plan: Plan, shapes: Mapping[str, tuple[int, ...]], tape: Mapping[str, Any], start: np.ndarray, *,
-        keep_books: bool,
-    ) -> dict[str, np.ndarray]:  # fmt: skip
-        inputs = {name: tape[name] for name in plan.reads}
-        inputs[START] = start.astype(np.float32, copy=False) if self._backend.name != "numpy" else start
-        return self._backend.execute(descent.program(plan, shapes, keep_books=keep_books), inputs)
+    def _run(self, plan: Plan, batch: _Batch, start: np.ndarray, *, keep_books: bool) -> dict[str, np.ndarray]:
+        inputs = {name: batch.tape[name] for name in plan.reads}
+        inputs[START] = np.ascontiguousarray(start, self._backend.dtype)
+        return self._backend.execute(descent.program(plan, batch.shapes, keep_books=keep_books), inputs)
 
     def _not_finite(self, job: _Job, tape: Mapping[str, Any]) -> ActivationError:
         """Name the first tensor, in the order of the graph, that is not finite."""
@@ -498,6 +575,7 @@ class Explainer:
             "numpy": np.__version__,
             "backend": self.backend,
             "backend_providers": list(self._backend.providers),
+            "precision": self.precision,
             "providers": self.providers,
             "output": self.graph.logits,
             "head": self.graph.head,
@@ -527,6 +605,17 @@ class _Job:
     body: Plan
     denoise: bool
     cleaning: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Images with what the forward pass gave. ``seed``: 1 at the explained class of each, of the logits' shape."""
+
+    x: np.ndarray
+    shapes: Mapping[str, tuple[int, ...]]
+    tape: Mapping[str, Any]
+    seed: np.ndarray
+    classes: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from fgcam_onnx.cams import grad_cam, layer_cam, score_cam
 from fgcam_onnx.cams.base import Context
@@ -18,13 +17,13 @@ __all__ = ["METHODS", "Method", "method"]
 class Method:
     """``components`` at L; ``fine``: descend from there (the map is at ``layer``, by default the input).
 
-    ``differentiates``: it needs the gradient at L.
+    ``differentiates``: it needs the gradient at L, and nothing but it and the activations.
     """
 
     name: str
     summary: str
     paper: str
-    components: Callable[[Context], np.ndarray]
+    components: Callable[[Context], Any]
     fine: bool
     differentiates: bool
 

@@ -53,6 +53,7 @@ class Rule:
     ``leaks``: "conserved", or what is dropped, in words.
     ``dead_inputs``: does x_i = 0 imply R_i = 0 (methods 9.1.5), so that a ReLU before it need not mask? "always",
     "inherits" (where it holds for the output), "never"; or which of these, decided for each layer.
+    ``one_sign``: the terms of its sums have one sign (:meth:`fgcam_onnx.backends.base.Verbs.rounding`).
     """
 
     name: str
@@ -65,6 +66,7 @@ class Rule:
     leaks: str = "conserved"
     dead_inputs: DeadInputs | Callable[[Layer, LayerGraph], DeadInputs] = "never"
     options: Mapping[str, Any] = field(default_factory=dict)
+    one_sign: bool = False
 
     def dead_inputs_of(self, layer: Layer, graph: LayerGraph) -> DeadInputs:
         return self.dead_inputs if isinstance(self.dead_inputs, str) else self.dead_inputs(layer, graph)

@@ -67,23 +67,33 @@ class Nvrtc:
         return list(found)
 
     def compile(self, source: str, architecture: int, options: Sequence[str] = ()) -> Compiled:
+        log, cubin = self._compile(source, f"sm_{architecture}", ["--ptxas-options=-v", *options], "CUBIN")
+        return Compiled(cubin, _usages(log), log)
+
+    def ptx(self, source: str, architecture: int, options: Sequence[str] = ()) -> str:
+        """The code before registers are given out: what is loaded and stored, and how wide, can be read there."""
+        return self._compile(source, f"compute_{architecture}", options, "PTX")[1].rstrip(b"\0").decode()
+
+    def _compile(self, source: str, architecture: str, options: Sequence[str], kind: str) -> tuple[str, bytes]:
+        """The log, and the code of this kind: CUBIN or PTX."""
         program = ctypes.c_void_p()
         self._check(
             self._library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None)
         )
         try:
             # the first three are CuPy's own
-            flags = [f"-arch=sm_{architecture}", "--std=c++17", "-ftz=true", "--ptxas-options=-v", *options]
+            flags = [f"-arch={architecture}", "--std=c++17", "-ftz=true", *options]
             encoded = (ctypes.c_char_p * len(flags))(*[flag.encode() for flag in flags])
             outcome = self._library.nvrtcCompileProgram(program, len(flags), encoded)
             log = self._read(self._library.nvrtcGetProgramLogSize, self._library.nvrtcGetProgramLog, program)
             text = log.rstrip(b"\0").decode()
             if outcome:
-                raise CompileError(f"sm_{architecture}: {self._error(outcome)}\n{text}")
-            cubin = self._read(self._library.nvrtcGetCUBINSize, self._library.nvrtcGetCUBIN, program)
+                raise CompileError(f"{architecture}: {self._error(outcome)}\n{text}")
+            size, read = (getattr(self._library, f"nvrtcGet{kind}{what}") for what in ("Size", ""))
+            code = self._read(size, read, program)
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
-        return Compiled(cubin, _usages(text), text)
+        return text, code
 
     def _read(self, size: Callable[..., int], read: Callable[..., int], program: ctypes.c_void_p) -> bytes:
         count = ctypes.c_size_t()

@@ -13,6 +13,7 @@ import tiny_models
 from onnx import numpy_helper
 
 from fgcam_onnx import Explainer
+from fgcam_onnx.backends.numpy import NumpyVerbs
 from fgcam_onnx.cams import score_cam
 from fgcam_onnx.cams.base import Context
 from fgcam_onnx.methods import METHODS
@@ -126,6 +127,7 @@ def context(a: npt.NDArray[Any], **fields: Any) -> Context:
 
     seen: list[int] = []
     values: dict[str, Any] = {
+        "xp": NumpyVerbs(),
         "activations": a.astype(np.float32),
         "target": np.zeros(len(a), np.int64),
         "x": np.ones((len(a), 3, 8, 6), np.float32),

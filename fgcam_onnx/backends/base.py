@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TINY", "Array", "Backend", "Convolution", "Leak", "Program", "Verbs", "Window"]
+__all__ = ["TINY", "Array", "Backend", "Convolution", "CudaStream", "Leak", "Program", "Verbs", "Window"]
 
 Array = Any
 
@@ -63,6 +63,13 @@ class Leak:
 
 class Verbs(ABC):
     """The operations that rules are written in."""
+
+    def rounding(self, *, one_sign: bool) -> None:
+        """About the products that follow: do all their terms have one sign (z+, z^B)?
+
+        Then a small sum is a sum of small terms and not a cancellation, and a backend that was allowed to may round the
+        operands. Said by the descent before each rule; most backends need not know.
+        """
 
     # --- sources ------------------------------------------------------------------------------------------------
 
@@ -223,11 +230,35 @@ class Program:
     run: Callable[[Verbs, Mapping[str, Array]], Mapping[str, Array]]
 
 
+@dataclass(frozen=True)
+class CudaStream:
+    """The stream on which a GPU backend works: what else works there waits its turn. ``handle``: cudaStream_t."""
+
+    device_id: int
+    handle: int
+
+
 class Backend(ABC):
-    """Executes programs. ``inputs`` are onnxruntime OrtValues or NumPy arrays; results are NumPy arrays."""
+    """Executes programs. ``inputs`` are onnxruntime OrtValues or NumPy arrays; results are NumPy arrays.
+
+    ``providers``: what does the work, for people and manifests. ``precision``: "float32", "float64", or "fast" where
+    products of one sign may be rounded. ``dtype``: of arrays that are handed in. ``batch``: images at a time that suit
+    it. ``resident``: its arrays lie on a device of their own, so what can be one program should be. ``stream``: where
+    the forward pass should leave its activations for it, None if on the host. ``notes``: what the user must know about
+    the choice of it.
+    """
 
     name: str
     providers: tuple[str, ...]
+    precision: str = "float32"
+    dtype: np.dtype[Any] = np.dtype(np.float32)
+    batch: int = 8
+    resident: bool = False
+    stream: CudaStream | None = None
+    notes: tuple[str, ...] = ()
+
+    def release(self) -> None:
+        """Give back memory that is only kept for the next call."""
 
     @abstractmethod
     def execute(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]: ...

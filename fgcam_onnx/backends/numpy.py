@@ -28,6 +28,7 @@ class NumpyBackend(Backend):
 
     def __init__(self, dtype: Any = np.float32) -> None:
         self.dtype = np.dtype(dtype)
+        self.precision = self.dtype.name
 
     def execute(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         arrays = {name: self._array(value) for name, value in inputs.items()}

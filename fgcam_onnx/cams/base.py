@@ -12,6 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
+from fgcam_onnx.backends.base import Array, Verbs
+
 __all__ = ["Context", "over_space"]
 
 
@@ -21,23 +23,25 @@ class Context:
 
     ``activations`` A: [n, c, ...], channels first. ``target``: int64 [n]. ``x``: the network's input [n, ...] and
     ``channel_axis`` its channel axis. ``differentiate()``: the gradient of the target's logit with respect to A,
-    [n, c, ...].
+    [n, c, ...]. ``xp``: the verbs in which to compute with these two; on a GPU they are values of a program that is
+    being traced, and a base that differentiates uses nothing else.
     ``score(x)``: logits of other inputs, [m, classes], in batches. ``progress(done, total)``.
     ``head``: the operator that the model turns its logits into scores with (Softmax, Sigmoid), None if it gives logits.
     """
 
-    activations: np.ndarray
+    xp: Verbs
+    activations: Array
     target: np.ndarray
     x: np.ndarray
     channel_axis: int
-    differentiate: Callable[[], np.ndarray]
+    differentiate: Callable[[], Array]
     score: Callable[[np.ndarray], np.ndarray]
     progress: Callable[[int, int], None]
     batch_size: int
     head: str | None = None
 
     @cached_property
-    def gradient(self) -> np.ndarray:
+    def gradient(self) -> Array:
         """dy_c / dA, [n, c, ...]."""
         return self.differentiate()
 

@@ -5,13 +5,15 @@ Source: methods 5; Selvaraju et al. 2017, eq. 1 and 2 (the ReLU of eq. 2 belongs
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from fgcam_onnx.cams.base import Context, over_space
+from fgcam_onnx.backends.base import Array
+from fgcam_onnx.cams.base import Context
 
 
-def components(context: Context) -> np.ndarray:
+def components(context: Context) -> Array:
     """[n, c, ...], signed."""
-    g, a = context.gradient, context.activations
-    weighted: np.ndarray = over_space(g.reshape(*g.shape[:2], -1).mean(axis=2), a) * a
-    return weighted
+    xp, a = context.xp, context.activations
+    space = xp.shape(a)[2:]
+    summed = xp.reduce_sum(context.gradient, range(2, 2 + len(space)))
+    return xp.mul(xp.mul(summed, xp.constant(1 / math.prod(space))), a)

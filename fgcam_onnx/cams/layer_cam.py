@@ -5,12 +5,11 @@ Source: methods 5; Jiang et al. 2021, eq. 6 to 8 (the final ReLU belongs to the 
 
 from __future__ import annotations
 
-import numpy as np
-
+from fgcam_onnx.backends.base import Array
 from fgcam_onnx.cams.base import Context
 
 
-def components(context: Context) -> np.ndarray:
+def components(context: Context) -> Array:
     """[n, c, ...], signed as the activations are."""
-    weighted: np.ndarray = np.maximum(context.gradient, 0) * context.activations
-    return weighted
+    xp = context.xp
+    return xp.mul(xp.positive(context.gradient), context.activations)

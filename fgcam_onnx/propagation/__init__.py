@@ -25,21 +25,25 @@ FormulaFunction = Callable[[Node, type[LinearMap], Array, Verbs], Flow]
 
 @dataclass(frozen=True)
 class Formula:
-    """A propagation rule. The fields are those of :class:`fgcam_onnx.registry.Rule`."""
+    """A propagation rule. The fields are those of :class:`fgcam_onnx.registry.Rule`.
+
+    ``one_sign``: all terms of a denominator have one sign, so that its products may be rounded (Verbs.rounding).
+    """
 
     name: str
     function: FormulaFunction
     reads: str
     dead_inputs: DeadInputs
     leaks: str
+    one_sign: bool = False
 
 
 DROPPED = "relevance of outputs whose denominator is 0"
 FORMULAS = {
     f.name: f
     for f in (
-        Formula("z_plus", z_plus, reads="x", dead_inputs="always", leaks=DROPPED),
-        Formula("z_box", z_box, reads="x", dead_inputs="never", leaks=DROPPED),
+        Formula("z_plus", z_plus, reads="x", dead_inputs="always", leaks=DROPPED, one_sign=True),
+        Formula("z_box", z_box, reads="x", dead_inputs="never", leaks=DROPPED, one_sign=True),
         Formula("flat", flat, reads="", dead_inputs="never", leaks=DROPPED),
         Formula("gradient", gradient, reads="", dead_inputs="never", leaks="not conserved"),
     )

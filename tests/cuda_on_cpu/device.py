@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from cuda_on_cpu.module import CpuModule
 
-from fgcam_onnx.backends.cuda.device import Device, Kernel, OutOfMemory
+from fgcam_onnx.backends.cuda.device import Device, Kernel
+from fgcam_onnx.errors import DeviceMemoryError
 
 __all__ = ["CpuDevice"]
 
@@ -43,7 +44,7 @@ class CpuDevice(Device):
 
     def allocate(self, nbytes: int) -> Memory:
         if self.used + nbytes > self.memory:
-            raise OutOfMemory(f"{nbytes} bytes")
+            raise DeviceMemoryError("the descent does not fit the GPU's memory", known=f"{nbytes} bytes were asked for")
         return Memory(self, nbytes)
 
     def write(self, pointer: int, array: np.ndarray) -> None:

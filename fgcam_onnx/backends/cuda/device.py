@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Address", "Device", "Kernel", "OutOfMemory"]
+from fgcam_onnx.backends.base import CudaStream
 
-
-class OutOfMemory(MemoryError):
-    """The device has no memory left for an array."""
+__all__ = ["Address", "Device", "Kernel"]
 
 
 @dataclass(frozen=True)
@@ -31,18 +30,27 @@ class Device(ABC):
     """One GPU and one stream on it: everything asked here happens in the order in which it is asked.
 
     ``name``: for people. ``architecture``: 90 for sm_90. ``multiprocessors``: how many blocks run side by side.
+    ``stream``: for others who work on the same device.
     """
 
     name: str
     architecture: int
     multiprocessors: int
+    stream: CudaStream | None = None
+
+    def active(self) -> AbstractContextManager[None]:
+        """Inside the with, kernels are launched on this device and stream."""
+        return nullcontext()
+
+    def release(self) -> None:
+        """Give back memory that nobody uses."""
 
     @abstractmethod
     def allocate(self, nbytes: int) -> Any:
         """Memory, given back when the object is collected; its ``pointer`` is the address.
 
         Raises:
-            OutOfMemory: there is none.
+            DeviceMemoryError: there is not enough.
         """
 
     @abstractmethod

@@ -48,6 +48,8 @@ PRODUCT = np.dtype(
 )
 AXIS = np.dtype([("cells", np.int64), ("inner", np.int64), ("before", np.int32), ("after", np.int32)], align=True)
 PLACED = np.dtype([("cells", np.int64)] + [(name, np.int32, (6,)) for name in ("in", "out", "begin")], align=True)
+# An axis of at most this length is no work for a block.
+SHORT_AXIS = 32
 # An axis longer than this is reduced in two steps, if there are too few results to keep a device busy.
 LONG_AXIS = 4096
 WINDOW_KERNELS = {"window_sum": 0, "window_spread": 1, "max_winner": 2, "max_route": 3}
@@ -327,13 +329,21 @@ class Lowering:
 
     def _reduce(self, group: Group, operation: Reduce, cell: Cell) -> None:
         results, length = operation.outer * operation.inner, operation.length
+        x = operation.inputs[0].buffer
+        if length <= SHORT_AXIS or (operation.inner >= 32 and results >= THREADS * self.target.multiprocessors):
+            self._emit(
+                "reduce_short", (-(-results // THREADS), 1, 1),
+                [Pointer(x), Pointer(operation.output), np.int64(length), np.int64(operation.inner), np.int64(results)],
+                None, file="reduce.cu", defines=(("KERNEL", operation.kind), ("SHORT", 1)), writes=(operation.output,),
+            )  # fmt: skip
+            return
         chunks = 1
         if length > LONG_AXIS and results < 2 * self.target.multiprocessors:
             chunks = min(-(-2 * self.target.multiprocessors // results), -(-length // LONG_AXIS * 2))
         out: Any = operation.output
         if chunks > 1:
             out = Scratch(results * chunks * self.dtype.itemsize)
-        self._reduce_once(operation.kind, operation.inputs[0].buffer, out, length, operation.inner, chunks, results)
+        self._reduce_once(operation.kind, x, out, length, operation.inner, chunks, results)
         if chunks > 1:
             self._reduce_once(operation.kind, out, operation.output, chunks, 1, 1, results)
 
@@ -341,7 +351,7 @@ class Lowering:
         self._emit(
             "reduce", (results * chunks, 1, 1),
             [Pointer(x), Pointer(out), np.int64(length), np.int64(inner), np.int32(chunks)], None, file="reduce.cu",
-            defines=(("KERNEL", kind),), writes=(out,),
+            defines=(("KERNEL", kind), ("SHORT", 0)), writes=(out,),
         )  # fmt: skip
 
     # --- the books ------------------------------------------------------------------------------------------------

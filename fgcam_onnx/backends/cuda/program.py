@@ -93,7 +93,9 @@ class Compiled:
                 self._constants[buffer] = constants.place(array.astype(dtype, copy=False))
         self._kernels = [device.kernel(launch.name, launch.source) for launch in self.launches]
         self._block: Any = None
+        self._held: dict[str, Any] = {}
         self._graphs: dict[tuple[int, ...], Callable[[], None]] = {}
+        self._last: tuple[int, ...] | None = None
         self._captures = 0
 
     @property
@@ -101,25 +103,42 @@ class Compiled:
         return self.layout.nbytes <= SMALL
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Outputs by name. ``inputs``: addresses on the device, by name."""
+        """Outputs by name. ``inputs``: addresses on the device, or arrays to copy there, by name.
+
+        Raises:
+            DeviceMemoryError: the device has not enough memory.
+        """
         block = self._block if self._block is not None else self.device.allocate(self.layout.nbytes)
+        fed = {name: self._place(name, value) for name, value in inputs.items()}
         if self.small:
             self._block = block
-        self._launch(block, inputs)
-        return self._fetch(block)
+        self._launch(block, fed)
+        found = self._fetch(block)
+        if not self.small:
+            self._held.clear()
+        return found
+
+    def _place(self, name: str, value: int | np.ndarray) -> int:
+        """The address of an input; an array goes to the same place in every call."""
+        if not isinstance(value, np.ndarray):
+            return value
+        if name not in self._held:
+            self._held[name] = self.device.allocate(value.nbytes)
+        pointer: int = self._held[name].pointer
+        self.device.write(pointer, value)
+        return pointer
 
     def _launch(self, block: Any, inputs: Mapping[str, int]) -> None:
         key = (block.pointer, *(inputs[name] for name in self.inputs))
-        graph = self._graphs.get(key)
-        if graph is None and self.small and self._captures < CAPTURES:
-            self._captures += 1
+        # Captured when the same addresses come a second time: by then every kernel is loaded, and it will pay.
+        if key == self._last and key not in self._graphs and self.small and self._captures < CAPTURES:
             graph = self.device.capture(lambda: self._ask(block, inputs))
+            self._captures = self._captures + 1 if graph is not None else CAPTURES
             if graph is not None:
                 self._graphs[key] = graph
-            else:
-                self._captures = CAPTURES
-        if graph is not None:
-            graph()
+        self._last = key
+        if key in self._graphs:
+            self._graphs[key]()
         else:
             self._ask(block, inputs)
 
