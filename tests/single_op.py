@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import backends
 import numpy as np
 import onnx
 import onnxruntime
@@ -25,7 +26,6 @@ from onnx.reference import ReferenceEvaluator
 from fgcam_onnx import descent, registry
 from fgcam_onnx.backends.base import Array, Backend, Program, Verbs
 from fgcam_onnx.backends.numpy import NumpyBackend
-from fgcam_onnx.backends.ort import OrtBackend
 from fgcam_onnx.composite import Composite, GradientComposite, RelevanceComposite
 from fgcam_onnx.descent import Plan
 from fgcam_onnx.graph.layer import Layer, LayerGraph
@@ -359,8 +359,7 @@ def run(
         found |= {f"out:{i}": xp.total(part) for i, part in flow.parts.items()}
         return found
 
-    if not isinstance(backend, NumpyBackend):
-        feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    feeds = {name: array.astype(backend.dtype) for name, array in feeds.items()}
     answer = backend.execute(Program(f"single {next(_KEYS)}", descend), feeds)
 
     def summed(prefix: str) -> Floats:
@@ -374,14 +373,9 @@ def run(
     )
 
 
-@functools.cache
-def _ort() -> OrtBackend:
-    return OrtBackend(threads=1)
-
-
-def run_float32(case: Case, rule: Rule, x: Mapping[str, Floats], r: Sequence[Floats | None]) -> tuple[Result, Result]:
-    """The same rule in float32: NumPy's answer and onnxruntime's."""
-    return run(case, rule, x, r, NumpyBackend(np.float32)), run(case, rule, x, r, _ort())
+def run_float32(case: Case, rule: Rule, x: Mapping[str, Floats], r: Sequence[Floats | None]) -> list[Result]:
+    """The same rule in float32: NumPy's answer, then those of the compiled backends."""
+    return [run(case, rule, x, r, backend) for backend in (NumpyBackend(np.float32), *backends.compiled())]
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
@@ -830,8 +824,8 @@ def descend(
     way = descent.plan(graph, source, target, composite, dead_start=dead_start)
     program = descent.program(way, {name: value.shape for name, value in activations.items()})
     feeds = {name: activations[name] for name in way.reads} | {descent.START: start}
-    if backend is not None and not isinstance(backend, NumpyBackend):
-        feeds = {name: array.astype(np.float32) for name, array in feeds.items()}
+    if backend is not None:
+        feeds = {name: array.astype(backend.dtype) for name, array in feeds.items()}
     program = replace(program, key=f"{next(_KEYS)} {program.key}")
     answer = (backend or NumpyBackend(np.float64)).execute(program, feeds)
     return Descent(answer[descent.RESULT], descent.ledger_of(way, answer), way)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import backends
 import numpy as np
 import onnx
 import pytest
+from backends import Named
 from single_op import Descent, Floats, close, descend, tape
 from tiny_models import Net, attention, squeeze_excite, vgg
 
-from fgcam_onnx.backends.numpy import NumpyBackend
-from fgcam_onnx.backends.ort import OrtBackend
 from fgcam_onnx.composite import GradientComposite, RelevanceComposite
 from fgcam_onnx.descent import plan
 from fgcam_onnx.errors import LayerError, UnsupportedOpError
@@ -22,9 +22,7 @@ from fgcam_onnx.graph.load import load
 from fgcam_onnx.graph.view import build_view
 from fgcam_onnx.ledger import Ledger
 
-BACKENDS = (NumpyBackend(np.float64), NumpyBackend(np.float32), OrtBackend(threads=1))
-each_backend = pytest.mark.parametrize("backend", BACKENDS, ids=["float64", "float32", "ort"])
-Backends = NumpyBackend | OrtBackend
+each_backend = pytest.mark.parametrize("on", backends.named())
 
 
 def line(*values: float) -> Floats:
@@ -36,28 +34,24 @@ def signal_net(cells: int = 2, channels: int = 1) -> Net:
     return Net(("n", channels, cells))
 
 
-def tolerance(backend: Backends) -> float:
-    return 1e-9 if isinstance(backend, NumpyBackend) and backend.dtype == np.float64 else 1e-6
-
-
 # --- what meets is added ----------------------------------------------------------------------------------------------
 
 
 @each_backend
-def test_a_fan_out_is_summed(backend: Backends) -> None:
+def test_a_fan_out_is_summed(on: Named) -> None:
     """x -> relu -> two slices that share the middle cell -> Concat: the middle gets both."""
     net = signal_net(3)
     x = net.relu("relu", "image")
     left = net.node("Slice", "left", x, np.array([0]), np.array([2]), np.array([2]))
     right = net.node("Slice", "right", x, np.array([1]), np.array([3]), np.array([2]))
     model = net.model(net.node("Concat", "join", left, right, axis=2))
-    found = descend(model, line(1, 2, 3), "join.y", "relu.y", line(10, 20, 30, 40), backend=backend)
+    found = descend(model, line(1, 2, 3), "join.y", "relu.y", line(10, 20, 30, 40), backend=on.backend)
     assert found.relevance.tolist() == [[[10, 50, 40]]]
     assert [row.node for row in found.ledger.rows] == ["join", "right", "left"]
 
 
 @each_backend
-def test_a_tensor_read_twice_by_one_node(backend: Backends) -> None:
+def test_a_tensor_read_twice_by_one_node(on: Named) -> None:
     """Add(x, x), Concat(x, x), Mul(x, x): both parts return to the one tensor."""
     for op, attributes, start, expected in (
         ("Add", {}, line(6, 8), line(6, 8)),
@@ -67,20 +61,20 @@ def test_a_tensor_read_twice_by_one_node(backend: Backends) -> None:
         net = signal_net()
         x = net.relu("relu", "image")
         model = net.model(net.node(op, "twice", x, x, **attributes))
-        found = descend(model, line(1, 2), "twice.y", "relu.y", start, backend=backend)
-        close(found.relevance, expected, tolerance(backend))
+        found = descend(model, line(1, 2), "twice.y", "relu.y", start, backend=on.backend)
+        close(found.relevance, expected, on.tolerance)
         (row,) = found.ledger.rows
-        close(row.relevance_out, row.relevance_in, tolerance(backend))
+        close(row.relevance_out, row.relevance_in, on.tolerance)
 
 
 @each_backend
-def test_an_add_of_a_tensor_to_its_own_branch(backend: Backends) -> None:
+def test_an_add_of_a_tensor_to_its_own_branch(on: Named) -> None:
     """relu + pool(relu): shares by value, then the pool's part comes back and is added."""
     net = signal_net()
     x = net.relu("relu", "image")
     model = net.model(net.node("Add", "add", x, net.node("MaxPool", "pool", x, kernel_shape=[1])))
-    found = descend(model, line(1, 3), "add.y", "relu.y", line(8, 4), backend=backend)
-    close(found.relevance, line(8, 4), tolerance(backend))
+    found = descend(model, line(1, 3), "add.y", "relu.y", line(8, 4), backend=on.backend)
+    close(found.relevance, line(8, 4), on.tolerance)
     assert [row.node for row in found.ledger.rows] == ["add", "pool"]
 
 
@@ -117,7 +111,7 @@ def test_source_and_target_may_be_one() -> None:
 
 @each_backend
 @pytest.mark.parametrize("used", [0, 1, 2])
-def test_a_split_with_one_used_output(used: int, backend: Backends) -> None:
+def test_a_split_with_one_used_output(used: int, on: Named) -> None:
     """Unused pieces get zeros of their own size."""
     net = signal_net(6)
     x = net.relu("relu", "image")
@@ -125,7 +119,7 @@ def test_a_split_with_one_used_output(used: int, backend: Backends) -> None:
     piece = f"split.y{used or ''}"
     model = net.model(net.relu("after", piece))
     start = line(*np.arange(1.0, 2 + used))
-    found = descend(model, line(1, 2, 3, 4, 5, 6), "after.y", "relu.y", start, backend=backend)
+    found = descend(model, line(1, 2, 3, 4, 5, 6), "after.y", "relu.y", start, backend=on.backend)
     expected = np.zeros(6)
     begin = (0, 1, 3)[used]
     expected[begin : begin + 1 + used] = start.ravel()
@@ -133,15 +127,15 @@ def test_a_split_with_one_used_output(used: int, backend: Backends) -> None:
 
 
 @each_backend
-def test_a_split_with_two_used_outputs(backend: Backends) -> None:
+def test_a_split_with_two_used_outputs(on: Named) -> None:
     """Pieces come back in order, whichever way they were joined; a piece that is the target keeps its own."""
     net = signal_net(4)
     x = net.relu("relu", "image")
     first = net.node("Split", "split", x, np.array([1, 3]), outputs=2, axis=2)
     model = net.model(net.node("Concat", "join", "split.y1", first, axis=2))
-    found = descend(model, line(1, 2, 3, 4), "join.y", "relu.y", line(20, 30, 40, 10), backend=backend)
+    found = descend(model, line(1, 2, 3, 4), "join.y", "relu.y", line(20, 30, 40, 10), backend=on.backend)
     assert found.relevance.ravel().tolist() == [10, 20, 30, 40]
-    piece = descend(model, line(1, 2, 3, 4), "join.y", "split.y1", line(20, 30, 40, 10), backend=backend)
+    piece = descend(model, line(1, 2, 3, 4), "join.y", "split.y1", line(20, 30, 40, 10), backend=on.backend)
     assert piece.relevance.ravel().tolist() == [20, 30, 40]
 
 
@@ -174,12 +168,12 @@ def rows(found: Descent) -> list[tuple[str, str, float, float, float, float]]:
 
 
 @each_backend
-def test_the_ledger_by_hand(backend: Backends) -> None:
+def test_the_ledger_by_hand(on: Named) -> None:
     """Relevance (1, -5; 7, 4) on the ReLU: -5 and 7 sit on dead cells. z^B hands 1 and 4 to the pixels."""
     start = np.array([[[1.0, -5], [7, 4]]])
-    found = descend(two_layers(), line(3, -2), "relu.y", "image", start, backend=backend)
+    found = descend(two_layers(), line(3, -2), "relu.y", "image", start, backend=on.backend)
     assert rows(found) == [("relu", "mask", 7, 5, 2, 12), ("conv1", "z_box", 5, 5, 0, 0)]
-    close(found.relevance, line(1, 4), tolerance(backend))
+    close(found.relevance, line(1, 4), on.tolerance)
     assert found.ledger.start.tolist() == [7]
     assert found.ledger.start_absolute.tolist() == [17]
     assert found.ledger.arrived.tolist() == [5]
@@ -188,24 +182,24 @@ def test_the_ledger_by_hand(backend: Backends) -> None:
 
 
 @each_backend
-def test_without_the_mask_the_next_layer_leaks(backend: Backends) -> None:
+def test_without_the_mask_the_next_layer_leaks(on: Named) -> None:
     """The same cells have z = 0 under z^B: the pixel that made them sits at its bound."""
     start = np.array([[[1.0, -5], [7, 4]]])
     composite = RelevanceComposite(relu="identity")
-    found = descend(two_layers(), line(3, -2), "relu.y", "image", start, composite, backend=backend)
+    found = descend(two_layers(), line(3, -2), "relu.y", "image", start, composite, backend=on.backend)
     assert rows(found) == [("relu", "identity", 7, 7, 0, 0), ("conv1", "z_box", 7, 5, 2, 12)]
 
 
 @each_backend
-def test_a_whole_chain_by_hand(backend: Backends) -> None:
+def test_a_whole_chain_by_hand(on: Named) -> None:
     """From conv2 the ReLU's mask has nothing to drop, and is not even run."""
-    found = descend(two_layers(), line(3, -2), "conv2.y", "image", line(3, 2), backend=backend)
+    found = descend(two_layers(), line(3, -2), "conv2.y", "image", line(3, 2), backend=on.backend)
     assert rows(found) == [
         ("conv2", "z_plus", 5, 5, 0, 0),
         ("relu", "mask", 5, 5, 0, 0),
         ("conv1", "z_box", 5, 5, 0, 0),
     ]
-    close(found.relevance, line(3, 2), tolerance(backend))
+    close(found.relevance, line(3, 2), on.tolerance)
     assert [step.masked for step in found.plan.steps] == [False, True, True]
 
 

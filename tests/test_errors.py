@@ -462,7 +462,7 @@ def test_an_unknown_backend_or_precision() -> None:
     assert text.splitlines()[0] == "there is no backend 'orrt'"
     assert text.splitlines()[2] == "  next    did you mean 'ort'?"
     assert caught(OptionError, lambda: Explainer(MODEL, precision="float16")) == (
-        "there is no precision 'float16'\n  known   float32, float64"
+        "there is no precision 'float16'\n  known   float32, fast, float64"
     )
     assert caught(BackendError, lambda: Explainer(MODEL, backend="ort", precision="float64")) == (
         "backend 'ort' computes in float32 only\n  next    backend='numpy' computes in float64, slowly"

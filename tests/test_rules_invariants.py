@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+import backends
 import numpy as np
 import onnx
 import pytest
@@ -141,12 +142,13 @@ def _first_case_of_each_rule() -> list[tuple[Case, str]]:
 
 @pytest.mark.parametrize(("case", "name"), _first_case_of_each_rule(), ids=str)
 @pytest.mark.parametrize("style", ["zero", "denormal"])
-def test_dead_denominators_on_onnxruntime(case: Case, name: str, style: str) -> None:
+def test_dead_denominators_on_compiled_backends(case: Case, name: str, style: str) -> None:
     x = case.values(style)
     r = case.relevance(x)
-    plain, compiled = single_op.run_float32(case, rule(case, name), x, r)
-    close(parts(compiled), parts(plain), 1e-5)
-    np.testing.assert_allclose(compiled.leaked, plain.leaked, rtol=1e-4, atol=1e-4)
+    plain, *others = single_op.run_float32(case, rule(case, name), x, r)
+    for compiled in others:
+        close(parts(compiled), parts(plain), 1e-5)
+        np.testing.assert_allclose(compiled.leaked, plain.leaked, rtol=1e-4, atol=1e-4)
 
 
 def test_no_operator_is_forgotten() -> None:
@@ -450,9 +452,9 @@ def test_where_the_bias_alone_drives_the_leak_is_that_cell() -> None:
 
 
 def test_the_account_holds_over_a_network() -> None:
-    """9.1.1: what starts arrives, but for the leaks; for the picture, which is a cut. Also on onnxruntime."""
+    """9.1.1: what starts arrives, but for the leaks; for the picture, which is a cut. Also on compiled backends."""
     model, x = vgg(), picture(3, 3, 16, 12)
-    for backend, tolerance in ((None, 1e-9), (single_op._ort(), 1e-4)):
+    for backend, tolerance in ((None, 1e-9), *((backend, 1e-4) for backend in backends.compiled())):
         ledger = descend(model, x, "pool2.y", "image", backend=backend).ledger
         leaked = np.sum([row.leaked for row in ledger.rows], axis=0)
         assert (np.abs(ledger.start - leaked - ledger.arrived) <= tolerance * ledger.start_absolute).all()

@@ -8,21 +8,13 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
+import backends
 import numpy as np
 import pytest
 import single_op
 from single_op import Case, Floats, Result, X, close, rule
 
-from fgcam_onnx.backends.base import Backend
-from fgcam_onnx.backends.numpy import NumpyBackend
-from fgcam_onnx.backends.ort import OrtBackend
 from fgcam_onnx.denoise import denoise
-
-BACKENDS: list[tuple[Backend, float]] = [
-    (NumpyBackend(np.float64), 1e-9),
-    (NumpyBackend(np.float32), 1e-6),
-    (OrtBackend(threads=1), 1e-6),
-]
 
 
 def one_output(op: str) -> tuple[Case, dict[str, Floats], list[Floats]]:
@@ -41,7 +33,7 @@ def everywhere(
 ) -> list[tuple[Result, float]]:
     """The answer of each backend, and how near it must be."""
     chosen = rule(case, name, bounds)
-    return [(single_op.run(case, chosen, x, r, backend), tolerance) for backend, tolerance in BACKENDS]
+    return [(single_op.run(case, chosen, x, r, e.backend), e.tolerance) for e in backends.available()]
 
 
 @pytest.mark.parametrize("op", ["Gemm", "MatMul", "Conv over cells", "Conv over channels"])

@@ -1,4 +1,4 @@
-"""Every verb on onnxruntime against its definition in NumPy, in float32.
+"""Every verb on onnxruntime, and as CUDA kernels on the CPU, against its definition in NumPy.
 
 The verbs are enumerated from the abstract class, so that a new one without a case is noticed. What is proved besides:
 the convolution verbs are adjoint to each other in float64 (<conv(x), s> = <x, adjoint(s)>), whatever the geometry; the
@@ -12,17 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import backends
 import numpy as np
 import pytest
+from backends import Named
 
-from fgcam_onnx.backends.base import TINY, Array, Convolution, Program, Verbs, Window
+from fgcam_onnx.backends.base import TINY, Array, Backend, Convolution, Program, Verbs, Window
 from fgcam_onnx.backends.numpy import NumpyBackend, NumpyVerbs
-from fgcam_onnx.backends.ort import OrtBackend
 
 Floats = np.ndarray
 LARGEST = float(np.finfo(np.float32).max)
 _KEYS = itertools.count()
-_ORT = OrtBackend(threads=1)
 
 
 def random(*shape: int, seed: int = 0) -> Floats:
@@ -40,12 +40,13 @@ class Call:
     tolerance: float = 1e-6
     exact: bool = field(default=False)
 
-    def answers(self, backend: NumpyBackend | OrtBackend) -> dict[str, Floats]:
+    def answers(self, backend: Backend) -> dict[str, Floats]:
         def named(xp: Verbs, inputs: Mapping[str, Array]) -> dict[str, Array]:
             found = self.run(xp, inputs)
             return {f"{k}": array for k, array in enumerate(found if isinstance(found, tuple) else (found,))}
 
-        return backend.execute(Program(f"verb {next(_KEYS)}", named), self.inputs)
+        inputs = {name: array.astype(backend.dtype) for name, array in self.inputs.items()}
+        return backend.execute(Program(f"verb {next(_KEYS)}", named), inputs)
 
 
 CALLS: list[Call] = []
@@ -202,6 +203,16 @@ for g in geometries():
         call("max_route", f"ties-{g}", lambda xp, x, r, g=g: xp.max_route(x, r, g.window), np.round(x), r)
         call("max_route", f"negative-{g}", lambda xp, x, r, g=g: xp.max_route(x, r, g.window), -1 - np.abs(x), r)
 
+
+def of_one_sign(xp: Verbs, x: Array) -> Array:
+    """What rounding() allows is only done where precision "fast" was asked for."""
+    xp.rounding(one_sign=True)
+    w = np.abs(random(70, 3, 3, 3))
+    return xp.conv(xp.absolute(x), xp.constant(w), Convolution((1, 1), (1, 1), (1, 1)), (5, 4))
+
+
+call("rounding", "", of_one_sign, a, tolerance=2e-6)
+
 for tag, kernel, spatial, out in (
     ("touching", (2, 3), (6, 9), (3, 3)),
     ("touching_leftovers", (2, 3), (7, 11), (3, 3)),
@@ -274,23 +285,26 @@ def test_no_verb_is_forgotten() -> None:
     assert len({c.id for c in CALLS}) == len(CALLS)
 
 
-def agree(c: Call, found: Mapping[str, Floats], expected: Mapping[str, Floats]) -> None:
+def agree(c: Call, found: Mapping[str, Floats], expected: Mapping[str, Floats], flushed: float = 0.0) -> None:
+    """``flushed``: what a backend may take for 0: a GPU flushes denormals."""
     assert set(found) == set(expected)
     for name, array in expected.items():
         assert found[name].shape == np.shape(array)
         assert np.array_equal(np.isnan(found[name]), np.isnan(array))
         if c.exact:
-            np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=0, equal_nan=True)
+            np.testing.assert_allclose(found[name], array, rtol=1e-6, atol=flushed, equal_nan=True)
         else:
             finite = np.abs(array[np.isfinite(array)])
             np.testing.assert_allclose(found[name], array, rtol=c.tolerance, atol=c.tolerance * finite.max(initial=0.0))
 
 
 @pytest.mark.parametrize("c", CALLS, ids=lambda c: c.id)
-def test_onnxruntime_does_what_numpy_defines(c: Call) -> None:
-    plain, compiled = c.answers(NumpyBackend(np.float32)), c.answers(_ORT)
+@pytest.mark.parametrize("on", backends.named(backends.COMPILED))
+def test_a_backend_does_what_numpy_defines(c: Call, on: Named) -> None:
+    plain, compiled = c.answers(NumpyBackend(on.backend.dtype)), c.answers(on.backend)
     assert all(np.asarray(v).dtype in (np.float32, np.float64) for v in plain.values())
-    agree(c, compiled, plain)
+    assert all(v.dtype == on.backend.dtype for v in compiled.values())
+    agree(c, compiled, plain, flushed=TINY if on.id == "cupy" else 0.0)
 
 
 def test_a_wrong_verb_is_noticed() -> None:
@@ -360,7 +374,7 @@ def test_share_drops_dead_denominators_and_clamps_the_rest() -> None:
     """Below the smallest normal float32 a denominator is 0; above it the quotient is at most the largest number."""
     r = np.array([[1, 1, 1, -1, 1e30, -1e30, 6]], np.float32)
     z = np.array([[0, TINY / 2, -TINY / 2, 1e-45, 1e-30, 1e-30, -2]], np.float32)
-    for backend in (NumpyBackend(np.float32), _ORT):
+    for backend in (NumpyBackend(np.float32), *backends.compiled()):
         c = Call("share", "hand", {"r": r, "z": z}, lambda xp, i: shared(xp.share(i["r"], i["z"])))
         s, signed, absolute = c.answers(backend).values()
         np.testing.assert_array_equal(s, [[0, 0, 0, 0, LARGEST, -LARGEST, -3]])
@@ -372,7 +386,7 @@ def test_the_first_maximum_wins() -> None:
     window = Window((2, 2), (2, 2), (0, 0), (1, 1))
     x = np.array([[[[1, 1], [1, 0]]]], np.float32)
     lonely = Window((2,), (1,), (1,), (3,))  # on two cells: reads positions -1 and 2
-    for backend in (NumpyBackend(np.float32), _ORT):
+    for backend in (NumpyBackend(np.float32), *backends.compiled()):
         c = Call("max_route", "hand", {"x": x, "r": np.full((1, 1, 1, 1), 6, np.float32)},
                  lambda xp, i: xp.max_route(i["x"], i["r"], window))  # fmt: skip
         assert c.answers(backend)["0"].ravel().tolist() == [6, 0, 0, 0]
@@ -384,7 +398,7 @@ def test_the_first_maximum_wins() -> None:
 def test_a_program_may_return_what_it_was_given() -> None:
     """An identity rule alone between start and target: input and output are one symbol."""
     c = Call("same", "", {"r": a}, lambda xp, i: (i["r"], xp.total(i["r"]), i["r"]))
-    for backend in (NumpyBackend(np.float32), _ORT):
+    for backend in (NumpyBackend(np.float32), *backends.compiled()):
         found = c.answers(backend)
         np.testing.assert_array_equal(found["0"], a)
         np.testing.assert_array_equal(found["2"], a)

@@ -64,11 +64,11 @@ class Leak:
 class Verbs(ABC):
     """The operations that rules are written in."""
 
-    def rounding(self, *, one_sign: bool) -> None:
+    def rounding(self, *, one_sign: bool) -> None:  # noqa: B027 - most backends need not know
         """About the products that follow: do all their terms have one sign (z+, z^B)?
 
         Then a small sum is a sum of small terms and not a cancellation, and a backend that was allowed to may round the
-        operands. Said by the descent before each rule; most backends need not know.
+        operands. Said by the descent before each rule.
         """
 
     # --- sources ------------------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ class Backend(ABC):
     stream: CudaStream | None = None
     notes: tuple[str, ...] = ()
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - most keep none
         """Give back memory that is only kept for the next call."""
 
     @abstractmethod

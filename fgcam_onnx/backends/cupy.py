@@ -1,8 +1,8 @@
 """The descent as CUDA kernels, launched through CuPy on the activations where they lie.
 
-A program is traced once for each key (which holds every shape), grouped into kernels and laid out in one block of memory
-(fgcam_onnx.backends.cuda); then it is a list of launches, which for small batches is replayed as one CUDA graph. CuPy
-compiles the kernels and keeps them on disk (CUPY_CACHE_DIR).
+A program is traced once for each key (which holds every shape), grouped into kernels and laid out in one block of
+memory (fgcam_onnx.backends.cuda); then it is a list of launches, which for small batches is replayed as one CUDA graph.
+CuPy compiles the kernels and keeps them on disk (CUPY_CACHE_DIR).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from cuda_on_cpu.module import CpuModule
 
+from cuda_on_cpu.module import CpuModule
 from fgcam_onnx.backends.cuda.device import Device, Kernel
 from fgcam_onnx.errors import DeviceMemoryError
 

@@ -274,8 +274,9 @@ class CpuKernel:
 class CpuModule:
     """Compiles CUDA C source for the CPU: CpuModule(code, options).get_function(name)(grid, block, args).
 
-    Numpy arrays stand for cupy arrays. Of the options only -D counts. CuPy compiles with -ftz=true, which flushes denormals of float32 and leaves those of float64, but
-    a CPU has one switch for both: flush_denormals sets it, by default to whether the source or its options name float.
+    Numpy arrays stand for cupy arrays. Of the options only -D counts. CuPy compiles with -ftz=true, which flushes
+    denormals of float32 and leaves those of float64, but a CPU has one switch for both: flush_denormals sets it, by
+    default to whether the source or its options name float.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +76,8 @@ class Tile:
 class Phase:
     """One product: per axis, how output cells are numbered and which taps they have.
 
-    ``taps``: (kernel position, shift of the input) per axis. Output cell i reads input i ``step`` + ``begin`` + shift and
-    is written at i ``out_step`` + ``out_begin``.
+    ``taps``: (kernel position, shift of the input) per axis. Output cell i reads input i ``step`` + ``begin`` + shift
+    and is written at i ``out_step`` + ``out_begin``.
     """
 
     cells: tuple[int, ...]
@@ -158,7 +159,7 @@ def choose_tile(operation: Contraction, *, multiprocessors: int, double: bool, t
 def _gathered_channels(operation: Contraction) -> int:
     """Channels that a group of the result reads."""
     w = operation.weights[0]
-    return w.shape[0] // operation.how.group if operation.adjoint else w.shape[1]
+    return int(w.shape[0] // operation.how.group if operation.adjoint else w.shape[1])
 
 
 def _rows(operation: Contraction, phase: Phase, tile: Tile) -> int:
@@ -166,9 +167,9 @@ def _rows(operation: Contraction, phase: Phase, tile: Tile) -> int:
     return -(-phase.count * _gathered_channels(operation) // tile.bk) * tile.bk
 
 
-def pack(operation: Contraction, tile: Tile, dtype: np.dtype) -> Packing:
-    """Weights as [group][phase][term, tap, channel][m], filled with zeros; the tap table, {offset, dz, dy, dx} a row."""
-    how, g = operation.how, operation.how.group
+def pack(operation: Contraction, tile: Tile, dtype: np.dtype[Any]) -> Packing:
+    """Weights as [group][phase][term, tap, channel][m], filled with zeros; the tap table with {offset, dz, dy, dx}."""
+    g = operation.how.group
     n, c, *spatial = operation.inputs[0].shape
     source, result = three(spatial, 1), three(operation.spatial, 1)
     cells_in, cells_out = math.prod(source), math.prod(result)
@@ -207,7 +208,8 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype) -> Packing:
     sizes["m"], sizes["padded_m"], sizes["groups"], sizes["splits"] = m, padded, g, tile.splits
     sizes["in"], sizes["out"] = source, result
     sizes["in_image"], sizes["in_group"] = c * cells_in, channels * cells_in
-    sizes["out_image"], sizes["out_group"], sizes["out_channel"] = operation.channels * cells_out, m * cells_out, cells_out
+    sizes["out_image"], sizes["out_group"] = operation.channels * cells_out, m * cells_out
+    sizes["out_channel"] = cells_out
     sizes["packed_group"], sizes["whole"] = first_weight, n * operation.channels * cells_out
     table = np.concatenate(tables) if tables else np.zeros((0, 4), np.int64)
     most = max((int(s["pixels"]) for s in structs), default=0)
@@ -216,7 +218,12 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype) -> Packing:
 
 
 def _matrix(
-    w: np.ndarray, taps: Sequence[tuple[int, ...]], operation: Contraction, rows: int, padded: int, dtype: np.dtype
+    w: np.ndarray,
+    taps: Sequence[tuple[int, ...]],
+    operation: Contraction,
+    rows: int,
+    padded: int,
+    dtype: np.dtype[Any],
 ) -> np.ndarray:
     """[group, rows, padded]: tap and channel down, m across."""
     g = operation.how.group
@@ -224,7 +231,8 @@ def _matrix(
     matrix = np.zeros((g, rows, padded), dtype)
     row = 0
     for tap in taps:
-        block = grouped[(..., *tap)]  # [group, co, ci]
+        at: Any = (..., *tap)
+        block = grouped[at]  # [group, co, ci]
         if not operation.adjoint:
             block = block.swapaxes(1, 2)
         matrix[:, row : row + block.shape[1], : block.shape[2]] = block

@@ -42,7 +42,7 @@ class Device(ABC):
         """Inside the with, kernels are launched on this device and stream."""
         return nullcontext()
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: B027 - a device may keep none
         """Give back memory that nobody uses."""
 
     @abstractmethod

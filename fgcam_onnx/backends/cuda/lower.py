@@ -133,7 +133,8 @@ class Lowering:
         if cell is not None and file is not None:
             text = finish(cell)
         stored = [a.buffer for (array, _), a in zip(cell.stores, _stored(cell), strict=True)] if cell else []
-        touched = {id(a.buffer): a.buffer for a in everything if isinstance(a, Pointer) and isinstance(a.buffer, Buffer)}
+        pointed = (a.buffer for a in everything if isinstance(a, Pointer))
+        touched = dict.fromkeys(buffer for buffer in pointed if isinstance(buffer, Buffer))
         self.launches.append(
             Launch(
                 name,
@@ -143,7 +144,7 @@ class Lowering:
                 (*writes, *stored),
                 label or name,
                 flops,
-                sum(buffer.size for buffer in touched.values()) * self.dtype.itemsize,
+                sum(buffer.size for buffer in touched) * self.dtype.itemsize,
             )
         )
 
@@ -162,7 +163,7 @@ class Lowering:
     # --- elementwise ----------------------------------------------------------------------------------------------
 
     def _map(self, group: Group, cell: Cell, parts: tuple[Scratch, int, int] | None = None) -> None:
-        """A generated kernel. ``parts``: memory, number and size of what a split contraction left: cells start there."""
+        """A generated kernel. ``parts``: memory, number and size of what a split contraction left."""
         images = group.images if group.totals and group.images else 1
         cells = group.size // images
         lanes = 16 // self.dtype.itemsize
@@ -191,8 +192,7 @@ class Lowering:
         if contraction.is_direct(operation):
             self._direct(group, operation, cell)
             return
-        first, second = operation.inputs[0], operation.inputs[-1]
-        wide = self._wide([*cell.arguments, Pointer(first.buffer)])
+        wide = self._wide([*cell.arguments, Pointer(operation.inputs[0].buffer)])
         tile = contraction.choose_tile(
             operation,
             multiprocessors=self.target.multiprocessors,
@@ -259,7 +259,9 @@ class Lowering:
 
     # --- windows --------------------------------------------------------------------------------------------------
 
-    def _windows(self, operation: WindowSum | MaxRoute, spatial: Sequence[int], out: Sequence[int], cells: int) -> Pointer:
+    def _windows(
+        self, operation: WindowSum | MaxRoute, spatial: Sequence[int], out: Sequence[int], cells: int
+    ) -> Pointer:
         w, three = operation.window, contraction.three
         return self._struct(
             WINDOWS, cells=cells, out=three(out, 1), kernel=three(w.kernel, 1), stride=three(w.strides, 1),
@@ -319,12 +321,12 @@ class Lowering:
 
     def _concat(self, group: Group, operation: Concat, cell: Cell) -> None:
         begin, out = 0, operation.output
-        for k, x in enumerate(operation.inputs):
+        for x in operation.inputs:
             size = x.shape[operation.axis]
             if x.size:
                 axis = self._axis(x.shape, operation.axis, size, out.shape[operation.axis], x.size)
-                self._over_cells("insert", "move.cu", MOVE_KERNELS["insert"], x.size,
-                                 [Pointer(x.buffer), np.int32(begin), axis, Pointer(out)], None, writes=(out,))  # fmt: skip
+                arguments: list[Argument] = [Pointer(x.buffer), np.int32(begin), axis, Pointer(out)]
+                self._over_cells("insert", "move.cu", MOVE_KERNELS["insert"], x.size, arguments, None, writes=(out,))
             begin += size
 
     def _reduce(self, group: Group, operation: Reduce, cell: Cell) -> None:

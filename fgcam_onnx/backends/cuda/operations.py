@@ -144,7 +144,7 @@ class Contraction(Operation):
     @property
     def channels(self) -> int:
         w = self.weights[0]
-        return w.shape[1] * self.how.group if self.adjoint else w.shape[0]
+        return int(w.shape[1] * self.how.group if self.adjoint else w.shape[0])
 
     @property
     def shape(self) -> tuple[int, ...]:

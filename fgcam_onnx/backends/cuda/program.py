@@ -37,8 +37,7 @@ class Constants:
     def place(self, array: np.ndarray) -> Any:
         """Memory that holds ``array``; the same for equal arrays while anyone holds it."""
         array = np.ascontiguousarray(array)
-        data = array.view(np.uint8) if array.ndim and array.size else array
-        key = hashlib.blake2b(np.ascontiguousarray(data), digest_size=16).digest() + str(array.dtype).encode()
+        key = hashlib.blake2b(array.tobytes() if array.ndim == 0 else array.data, digest_size=16).digest()
         memory = self._held.get(key)
         if memory is None:
             self._held[key] = memory = self._device.upload(array)
@@ -79,7 +78,12 @@ class Compiled:
     """
 
     def __init__(
-        self, device: Device, constants: Constants, program: Program, inputs: Mapping[str, Sequence[int]], target: Target
+        self,
+        device: Device,
+        constants: Constants,
+        program: Program,
+        inputs: Mapping[str, Sequence[int]],
+        target: Target,
     ) -> None:
         self.device, self.target = device, target
         self.launches, self.inputs, self.outputs, self.books = lower(program, inputs, target)

@@ -1,9 +1,9 @@
 """Operations grouped into kernels.
 
-A *group* is one pass over the cells of one result. It may start from an *anchor* (a convolution, a window sum, ...) that
-computes each cell in a way of its own; then follow elementwise operations on that cell, and sums of it for the books.
-So ``x * adjoint(share(r, conv(x, w)))`` is two kernels, not four, and a residual Add with its shares, products and
-totals is one.
+A *group* is one pass over the cells of one result. It may start from an *anchor* (a convolution, a window sum, ...)
+that computes each cell in a way of its own; then follow elementwise operations on that cell, and sums of it for the
+books. So ``x * adjoint(share(r, conv(x, w)))`` is two kernels, not four, and a residual Add with its shares, products
+and totals is one.
 
     an elementwise operation joins the group that computed its latest operand, if it reads that cell by cell
     a total joins a group that has its operands in registers anyway

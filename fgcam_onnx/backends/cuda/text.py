@@ -38,7 +38,7 @@ FUNCTIONS = {
     "tanh": "tanh({0})",
     "sigmoid": "sigmoid({0})",
     "erf": "erf({0})",
-    "greater": "{0} > {1} ? (real)1 : (real)0",
+    "greater": "exceeds({0}, {1}) ? (real)1 : (real)0",
     "nonzero": "nonzero({0})",
     "share": "share({0}, {1})",
     "where_zero": "nonzero({1}) == 0 ? {0} : (real)0",
@@ -191,7 +191,8 @@ struct __align__({width} * (int)sizeof(real)) Pack {{ real lane[{width}]; }};
 extern "C" __global__ void __launch_bounds__(256) {name}(const index_arg cells{parameters})
 {{
 {shared}    const index_t last = (index_t)cells;
-    for (index_t i = ((index_t)blockIdx.x * 256 + threadIdx.x) * {width}; i < last; i += (index_t)gridDim.x * 256 * {width}) {{
+    const index_t step = (index_t)gridDim.x * 256 * {width};
+    for (index_t i = ((index_t)blockIdx.x * 256 + threadIdx.x) * {width}; i < last; i += step) {{
         const index_t here = blockIdx.y * last + i;
 {loads}#pragma unroll
         for (int lane = 0; lane < {width}; ++lane) {{
@@ -242,8 +243,6 @@ def map_source(cell: Cell, width: int, partial: bool = False) -> tuple[str, str]
     words = "_".join(dict.fromkeys(cell.functions)) or "total"
     name = f"map_{words[:40]}_{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return name, text.replace("NAME", name)
-
-
 
 
 def block_sum() -> str:

@@ -61,7 +61,7 @@ class CudaVerbs(Verbs):
 
     def _do(self, operation: Operation, *key: Hashable) -> Value:
         """The result of ``operation``; of an equal one that is there already. ``key``: its parameters."""
-        known = (type(operation), operation.inputs, operation.one_sign, *key)
+        known = (type(operation).__name__, operation.inputs, operation.one_sign, *key)
         if known not in self._known:
             operation.output = Buffer(operation.shape, "computed", writer=operation)
             self.operations.append(operation)
@@ -317,7 +317,8 @@ class CudaVerbs(Verbs):
             return x
         if x.buffer.kind != "constant" and max(*begins, *ends) <= 0:
             x = self._settled(x)
-            return Value(x.buffer, shape, x.strides, x.offset - sum(b * s for b, s in zip(begins, x.strides, strict=True)))
+            skipped = -sum(begin * stride for begin, stride in zip(begins, x.strides, strict=True))
+            return Value(x.buffer, shape, x.strides, x.offset + skipped)
         return self._do(Place(inputs=(self._packed(x),), begins=tuple(begins), placed=shape), tuple(begins), shape)
 
     def gather(self, x: Value, indices: np.ndarray, axis: int) -> Value:

@@ -40,7 +40,7 @@
 #define PADDED_N (BN + 8)
 #define PIECES ((BK * BM / LANES + 255) / 256)          // of the weight tile, per thread
 #define GATHERED (BK * BN / 256)                        // of the input tile, per thread
-#define BLOCKS (TM * TN * (int)sizeof(real) >= 64 ? 2 : 3)    // on a multiprocessor: ptxas leaves registers for these
+#define BLOCKS (TM * TN * (int)sizeof(real) >= 64 || (WIDE && TN == 8) ? 2 : 3)    // on a multiprocessor: ptxas leaves registers for these
 
 // One phase, as the host writes it. Spatial axes are three; a missing one has size 1.
 struct Phase {

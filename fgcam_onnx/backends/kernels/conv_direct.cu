@@ -16,6 +16,7 @@
 #define FINISH_PARAMETERS , real* out
 #define FINISH(o, acc) out[o] = acc;
 #endif
+#define BLOCKS (WIDE && TERMS == 2 ? 3 : 4)     // on a multiprocessor: without a number ptxas spills to fit more of them
 
 // Of the convolution, whichever way it is walked. Spatial axes are three. ``ci``, ``co``: channels of one group.
 struct Grouped {
@@ -36,7 +37,7 @@ __device__ __forceinline__ int partner(const Grouped& g, int axis, int i, int k)
 #endif
 }
 
-extern "C" __global__ void __launch_bounds__(256) conv_direct(
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) conv_direct(
     const real* __restrict__ first, const real* __restrict__ second, const real* __restrict__ w_first,
     const real* __restrict__ w_second, const Grouped* __restrict__ sizes FINISH_PARAMETERS)
 {

@@ -30,11 +30,22 @@ __device__ __forceinline__ real share(const real r, const real z)
     return s > LARGEST ? LARGEST : s < -LARGEST ? -LARGEST : s;
 }
 
-// NaN wins, as in NumPy.
-__device__ __forceinline__ real larger(const real a, const real b) { return a > b || a != a ? a : b; }
-__device__ __forceinline__ real smaller(const real a, const real b) { return a < b || a != a ? a : b; }
+// a > b, false for NaN. A comparison of floats would flush denormals first; they are ordered as their bits are.
+__device__ __forceinline__ int in_order(const float x)
+{
+    const int bits = __float_as_int(x);
+    return bits == (int)0x80000000 ? 0 : bits ^ ((bits >> 31) & 0x7fffffff);    // -0 is 0
+}
+__device__ __forceinline__ bool exceeds(const float a, const float b)
+{
+    return a == a && b == b && in_order(a) > in_order(b);
+}
+__device__ __forceinline__ bool exceeds(const double a, const double b) { return a > b; }
 
-// By its bits: a comparison would flush a denormal float first.
+// NaN wins, as in NumPy.
+__device__ __forceinline__ real larger(const real a, const real b) { return exceeds(a, b) || a != a ? a : b; }
+__device__ __forceinline__ real smaller(const real a, const real b) { return exceeds(b, a) || a != a ? a : b; }
+
 __device__ __forceinline__ real nonzero(const float x) { return (__float_as_int(x) & 0x7fffffff) ? (real)1 : (real)0; }
 __device__ __forceinline__ real nonzero(const double x) { return x != 0.0 ? (real)1 : (real)0; }
 

@@ -54,16 +54,16 @@ __device__ __forceinline__ int window_of(const Windows& w, int axis, const Taps&
 #endif
 
 #if KERNEL == WINDOW_SUM
-extern "C" __global__ void __launch_bounds__(256) window_sum(
+extern "C" __global__ void __launch_bounds__(256, 4) window_sum(
     const real* __restrict__ x, const Windows* __restrict__ windows FINISH_PARAMETERS)
 #elif KERNEL == WINDOW_SPREAD
-extern "C" __global__ void __launch_bounds__(256) window_spread(
+extern "C" __global__ void __launch_bounds__(256, 4) window_spread(
     const real* __restrict__ s, const Windows* __restrict__ windows FINISH_PARAMETERS)
 #elif KERNEL == MAX_WINNER
-extern "C" __global__ void __launch_bounds__(256) max_winner(
+extern "C" __global__ void __launch_bounds__(256, 4) max_winner(
     const real* __restrict__ x, const Windows* __restrict__ windows, int* __restrict__ winner)
 #else
-extern "C" __global__ void __launch_bounds__(256) max_route(
+extern "C" __global__ void __launch_bounds__(256, 4) max_route(
     const int* __restrict__ winner, const real* __restrict__ r, const Windows* __restrict__ windows FINISH_PARAMETERS)
 #endif
 {
@@ -97,7 +97,7 @@ extern "C" __global__ void __launch_bounds__(256) max_route(
                 const real value = x[base + at];
                 sum += value;
                 // -infinity never wins against nothing, as padding does not.
-                if (value > (best < 0 ? -LARGEST * 2 : most)) { most = value; best = at; }
+                if (exceeds(value, best < 0 ? -LARGEST * 2 : most)) { most = value; best = at; }
             }
 #if KERNEL == WINDOW_SUM
     FINISH(o, sum)
