@@ -199,8 +199,9 @@ class CupyDevice(Device):
         return lambda: graph.launch(stream)
 
     def release(self) -> None:
-        self.cuda_stream.synchronize()
-        self._cupy.get_default_memory_pool().free_all_blocks()
+        with self._device:  # the pool frees what it has on the current device
+            self.cuda_stream.synchronize()
+            self._cupy.get_default_memory_pool().free_all_blocks()
 
 
 @functools.cache

@@ -48,6 +48,11 @@ FEWEST_ROWS = 16
 MOST_SPLITS = 32
 # A part of k that is shorter than this many tiles does not pay for adding the parts up.
 SHORTEST_SPLIT = 8
+# What a GPU multiplies while it moves a byte, what it moves while a kernel is launched, and how many blocks a
+# multiprocessor has at once: round figures, to weigh one against the other.
+FLOPS_PER_BYTE = {"fp32": 16, "tf32": 64}
+LAUNCH_BYTES = 5_000_000
+BLOCKS_AT_ONCE = 2
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,28 @@ def choose_tile(operation: Contraction, *, multiprocessors: int, double: bool, t
     tile = Tile(tm, tn, tf32, 1)
     blocks = -(-pixels // tile.bn) * -(-rows // tile.bm) * g * len(parts)
     tiles = max((len(operation.weights) * _rows(operation, p, tile) // tile.bk for p in parts), default=0)
-    splits = min(-(-2 * multiprocessors // max(1, blocks)), tiles // SHORTEST_SPLIT, MOST_SPLITS)
-    return Tile(tm, tn, tf32, max(1, splits))
+    return Tile(tm, tn, tf32, _splits(operation, tile, blocks, tiles, multiprocessors))
+
+
+def _splits(operation: Contraction, tile: Tile, blocks: int, tiles: int, multiprocessors: int) -> int:
+    """Into how many parts k is best cut, by what it costs in bytes of memory traffic that could be done meanwhile.
+
+    Blocks run in waves of as many as fit the device; a wave that is not full takes as long as a full one. Parts fill
+    the waves, and cost the memory that they are written to and read from, and a launch.
+    """
+    if blocks == 0 or tiles == 0:
+        return 1
+    slots = BLOCKS_AT_ONCE * multiprocessors
+    work = 2 * blocks * tiles * tile.bk * tile.bm * tile.bn / FLOPS_PER_BYTE["tf32" if tile.tf32 else "fp32"]
+    itemsize = 4  # what matters is the order of things
+
+    def cost(splits: int) -> float:
+        waves = -(-blocks * splits // slots)
+        parts = 2 * splits * operation.size * itemsize + LAUNCH_BYTES if splits > 1 else 0
+        return work * waves * slots / (blocks * splits) + parts
+
+    most = max(1, min(tiles // SHORTEST_SPLIT, MOST_SPLITS))
+    return min(range(1, most + 1), key=cost)
 
 
 def _gathered_channels(operation: Contraction) -> int:

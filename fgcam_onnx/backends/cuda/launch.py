@@ -24,6 +24,10 @@ class Scratch:
 
     nbytes: int
 
+    @property
+    def size(self) -> int:
+        return self.nbytes
+
 
 @dataclass(eq=False)
 class Constant:

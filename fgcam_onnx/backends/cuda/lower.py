@@ -188,19 +188,26 @@ class Lowering:
 
     # --- linear maps ----------------------------------------------------------------------------------------------
 
-    def _contraction(self, group: Group, operation: Contraction, cell: Cell) -> None:
-        if contraction.is_direct(operation):
-            self._direct(group, operation, cell)
-            return
-        wide = self._wide([*cell.arguments, Pointer(operation.inputs[0].buffer)])
-        tile = contraction.choose_tile(
+    def is_split(self, operation: Operation) -> bool:
+        """Is it a contraction whose sums are computed in parts, and finished by a kernel of their own?"""
+        if not isinstance(operation, Contraction) or contraction.is_direct(operation):
+            return False
+        return self._tile(operation).splits > 1
+
+    def _tile(self, operation: Contraction) -> contraction.Tile:
+        return contraction.choose_tile(
             operation,
             multiprocessors=self.target.multiprocessors,
             double=self.dtype == np.float64,
             tf32=self.target.tf32 and operation.one_sign,
-            wide=wide,
+            wide=max(operation.inputs[0].buffer.size, operation.size) >= NARROW,
         )
-        self.contract(group, operation, cell, tile, wide)
+
+    def _contraction(self, group: Group, operation: Contraction, cell: Cell) -> None:
+        if contraction.is_direct(operation):
+            self._direct(group, operation, cell)
+        else:
+            self.contract(group, operation, cell, self._tile(operation))
 
     def contract(
         self, group: Group, operation: Contraction, cell: Cell, tile: contraction.Tile, wide: bool = False
@@ -209,6 +216,7 @@ class Lowering:
         packing = contraction.pack(operation, tile, self.dtype)
         first, second = operation.inputs[0], operation.inputs[-1]
         whole = operation.output.size
+        wide = wide or self._wide([*cell.arguments, Pointer(first.buffer), Pointer(operation.output)])
         wide = wide or tile.splits * whole >= NARROW or packing.weights.size >= NARROW
         arguments: list[Argument] = [Pointer(first.buffer), Pointer(second.buffer)]
         arguments += [Pointer(Constant(a)) for a in (packing.weights, packing.taps, packing.phases, packing.sizes)]
@@ -279,7 +287,7 @@ class Lowering:
     def _max_route(self, group: Group, operation: MaxRoute, cell: Cell) -> None:
         x, r = operation.inputs
         spatial, out = x.shape[2:], r.shape[2:]
-        winner = Scratch(4 * max(1, r.size))
+        winner = Scratch(4 * r.size)
         if r.size:
             windows = self._windows(operation, spatial, out, r.size)
             self._over_cells("max_winner", "window.cu", WINDOW_KERNELS["max_winner"], r.size,
@@ -302,8 +310,8 @@ class Lowering:
     def _scatter_add(self, group: Group, operation: ScatterAdd, cell: Cell) -> None:
         r, cells = operation.inputs[0], operation.output.size
         readers = np.argsort(operation.indices, kind="stable").astype(np.int32)
-        first = np.searchsorted(operation.indices[readers], np.arange(operation.size + 1)).astype(np.int32)
-        axis = self._axis(r.shape, operation.axis, len(readers), operation.size, cells)
+        first = np.searchsorted(operation.indices[readers], np.arange(operation.length + 1)).astype(np.int32)
+        axis = self._axis(r.shape, operation.axis, len(readers), operation.length, cells)
         arguments = [Pointer(r.buffer), Pointer(Constant(first)), Pointer(Constant(readers)), axis]
         self._over_cells("scatter_add", "move.cu", MOVE_KERNELS["scatter_add"], cells, arguments, cell)
 

@@ -113,8 +113,9 @@ class Operation:
         raise TypeError("an operation knows its shape")
 
     @property
-    def label(self) -> str:
-        return type(self).__name__
+    def size(self) -> int:
+        """Cells of the result."""
+        return math.prod(self.shape)
 
 
 @dataclass(eq=False, kw_only=True)
@@ -218,16 +219,16 @@ class Gather(Operation):
 
 @dataclass(eq=False, kw_only=True)
 class ScatterAdd(Operation):
-    """The adjoint of :class:`Gather`; ``size`` along ``axis``."""
+    """The adjoint of :class:`Gather`; ``length`` along ``axis``."""
 
     indices: np.ndarray
     axis: int
-    size: int
+    length: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         r = self.inputs[0].shape
-        return (*r[: self.axis], self.size, *r[self.axis + 1 :])
+        return (*r[: self.axis], self.length, *r[self.axis + 1 :])
 
 
 @dataclass(eq=False, kw_only=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fgcam_onnx.backends.base import Program
 from fgcam_onnx.backends.cuda.device import Address, Device
-from fgcam_onnx.backends.cuda.launch import Constant, Launch, Pointer, Scratch
+from fgcam_onnx.backends.cuda.launch import Argument, Constant, Launch, Pointer, Scratch
 from fgcam_onnx.backends.cuda.lower import Lowering, Target
 from fgcam_onnx.backends.cuda.memory import Layout, lay_out, lifetimes
 from fgcam_onnx.backends.cuda.operations import Buffer, Value
@@ -55,7 +55,7 @@ def lower(
     fed = {name: verbs.input(name, shape) for name, shape in inputs.items()}
     outputs = verbs.outputs(program.run(verbs, fed))
     lowering = Lowering(target)
-    for group in schedule(verbs.operations, outputs):
+    for group in schedule(verbs.operations, outputs, lowering.is_split):
         lowering.group(group)
     tallies = list(dict.fromkeys(value.buffer for value in outputs.values() if value.buffer.kind == "tally"))
     books = None
@@ -151,15 +151,17 @@ class Compiled:
         places: dict[Any, int] = {buffer: inputs[name] for name, buffer in self.inputs.items()}
         places |= {buffer: memory.pointer for buffer, memory in self._constants.items()}
         places |= {buffer: block.pointer + offset for buffer, offset in self.layout.offsets.items()}
+
+        def filled(argument: Argument) -> Any:
+            if not isinstance(argument, Pointer):
+                return argument
+            buffer = argument.buffer
+            if isinstance(buffer, (Buffer, Scratch)) and buffer.size == 0:
+                return Address(block.pointer)  # no launch wrote it, and none reads a cell of it
+            return Address(0 if buffer is None else places[buffer] + argument.offset)
+
         return [
-            (
-                kernel,
-                launch,
-                [
-                    Address(places[a.buffer] + a.offset if a.buffer is not None else 0) if isinstance(a, Pointer) else a
-                    for a in launch.arguments
-                ],
-            )
+            (kernel, launch, [filled(argument) for argument in launch.arguments])
             for kernel, launch in zip(self._kernels, self.launches, strict=True)
         ]
 

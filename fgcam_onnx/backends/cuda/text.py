@@ -121,7 +121,7 @@ def cell_of(group: Group, dtype: np.dtype[Any], anchor: str = "acc") -> Cell:
     cell = Cell()
     names: dict[Buffer, str] = {} if group.anchor is None else {group.anchor.output: anchor}
     loaded: dict[tuple[Buffer, Walk], str] = {}
-    numbers: dict[float, str] = {}
+    numbers: dict[bytes, str] = {}  # by their bits: 0 and -0 are two
     offset = np.int64  # wide enough for every array; the kernel narrows it
     lanes = 16 // dtype.itemsize
 
@@ -131,9 +131,10 @@ def cell_of(group: Group, dtype: np.dtype[Any], anchor: str = "acc") -> Cell:
             return names[buffer]
         number = buffer.number
         if number is not None:
-            if number not in numbers:
-                numbers[number] = cell.take("const real", f"c{len(numbers)}", dtype.type(number))
-            return numbers[number]
+            rounded = dtype.type(number)
+            if rounded.tobytes() not in numbers:
+                numbers[rounded.tobytes()] = cell.take("const real", f"c{len(numbers)}", rounded)
+            return numbers[rounded.tobytes()]
         way = walk(value, shape)
         if (buffer, way) not in loaded:
             k = len(loaded)

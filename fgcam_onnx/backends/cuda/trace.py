@@ -7,6 +7,7 @@ computed here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -129,7 +130,8 @@ class CudaVerbs(Verbs):
         if not same or a.shape != b.shape or len(shapes) != 2 or len(set(shapes)) > 1 or len(set(kernels)) > 1:
             return None
         inputs, weights = one.inputs + other.inputs, one.weights + other.weights
-        return self._contract(inputs, weights, one.how, one.spatial, one.adjoint, a.shape)
+        both = self._contract(inputs, weights, one.how, one.spatial, one.adjoint, one_sign=one.one_sign)
+        return self.reshape(both, a.shape)
 
     def sub(self, a: Value, b: Value) -> Value:
         return self._map("sub", a, b)
@@ -199,29 +201,29 @@ class CudaVerbs(Verbs):
     # --- linear maps ----------------------------------------------------------------------------------------------
 
     def conv(self, x: Value, w: Value, how: Convolution, out: tuple[int, ...]) -> Value:
-        return self._contract((self._packed(x),), (self._array(w),), how, out, False)
+        return self._contract((self._packed(x),), (self._array(w),), how, out, False, one_sign=self._one_sign)
 
     def conv_adjoint(self, s: Value, w: Value, how: Convolution, spatial: tuple[int, ...]) -> Value:
-        return self._contract((self._packed(s),), (self._array(w),), how, spatial, True)
+        return self._contract((self._packed(s),), (self._array(w),), how, spatial, True, one_sign=self._one_sign)
 
     def _contract(
         self, inputs: tuple[Value, ...], weights: tuple[np.ndarray, ...], how: Convolution, spatial: tuple[int, ...],
-        adjoint: bool, shape: tuple[int, ...] | None = None,
+        adjoint: bool, *, one_sign: bool,
     ) -> Value:  # fmt: skip
         operation = Contraction(
-            inputs=inputs, weights=weights, how=how, spatial=tuple(spatial), adjoint=adjoint, one_sign=self._one_sign
+            inputs=inputs, weights=weights, how=how, spatial=tuple(spatial), adjoint=adjoint, one_sign=one_sign
         )
-        found = self._do(operation, how, tuple(spatial), adjoint, tuple(id(w) for w in weights))
-        return found if shape is None else self.reshape(found, shape)
+        return self._do(operation, how, tuple(spatial), adjoint, tuple(id(w) for w in weights))
 
     def matmul(self, a: Value, b: Value) -> Value:
         matrix = b.buffer.array
         if matrix is None or matrix.ndim != 2 or a.buffer.kind == "constant" or len(a.shape) < 2:
             return self._do(MatMul(inputs=(self._packed(a), self._packed(b))))
-        rows = self.reshape(self._packed(a), (-1, a.shape[-1], 1))
+        rows = self.reshape(self._packed(a), (math.prod(a.shape[:-1]), a.shape[-1], 1))
         # The weights of the convolution are a view of the matrix, made once: its identity tells equal calls apart.
         kernel = self._known.setdefault(("matrix", id(matrix)), self.constant(matrix.T[:, :, None]))
-        return self._contract((rows,), (self._array(kernel),), PRODUCT, (1,), False, (*a.shape[:-1], matrix.shape[1]))
+        product = self._contract((rows,), (self._array(kernel),), PRODUCT, (1,), False, one_sign=self._one_sign)
+        return self.reshape(product, (*a.shape[:-1], matrix.shape[1]))
 
     def window_sum(self, x: Value, window: Window, out: tuple[int, ...]) -> Value:
         return self._do(WindowSum(inputs=(self._packed(x),), window=window, spatial=tuple(out)), window, tuple(out))
@@ -326,7 +328,7 @@ class CudaVerbs(Verbs):
         return self._do(operation, axis, operation.indices.tobytes())
 
     def scatter_add(self, r: Value, indices: np.ndarray, axis: int, size: int) -> Value:
-        operation = ScatterAdd(inputs=(self._packed(r),), indices=np.asarray(indices, np.int32), axis=axis, size=size)
+        operation = ScatterAdd(inputs=(self._packed(r),), indices=np.asarray(indices, np.int32), axis=axis, length=size)
         return self._do(operation, axis, size, operation.indices.tobytes())
 
     # --- the end --------------------------------------------------------------------------------------------------

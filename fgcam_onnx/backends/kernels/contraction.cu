@@ -40,7 +40,7 @@
 #define PADDED_N (BN + 8)
 #define PIECES ((BK * BM / LANES + 255) / 256)          // of the weight tile, per thread
 #define GATHERED (BK * BN / 256)                        // of the input tile, per thread
-#define BLOCKS (TM * TN * (int)sizeof(real) >= 64 || (WIDE && TN == 8) ? 2 : 3)    // on a multiprocessor: ptxas leaves registers for these
+#define BLOCKS (TM * TN * (int)sizeof(real) >= 64 || (WIDE && TN == 8) ? 2 : 3)    // a multiprocessor: ptxas leaves room for them
 
 // One phase, as the host writes it. Spatial axes are three; a missing one has size 1.
 struct Phase {
@@ -153,7 +153,8 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
 #pragma unroll
                 for (int l = 0; l < LANES; ++l) from_weights[i].lane[l] = rounded(from_weights[i].lane[l]);
 #endif
-                *(Piece*)&weights[buffer][e / (BM / LANES) * PADDED_M + e % (BM / LANES) * LANES] = from_weights[i];
+                // By pieces and not by cells: else NVRTC writes one of two cell by cell.
+                ((Piece*)weights[buffer])[e / (BM / LANES) * (PADDED_M / LANES) + e % (BM / LANES)] = from_weights[i];
             }
         }
 #pragma unroll
