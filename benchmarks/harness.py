@@ -6,6 +6,7 @@ Turns matter: two programs timed one after the other meet a processor at two tem
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -47,6 +48,16 @@ class Timing:
         return (high - low) / self.median
 
 
+def use_checkout() -> None:
+    """Let ``import fgcam_onnx`` find this checkout where the package is not installed.
+
+    Top-level folders are subpackages, which the package itself does not know.
+    """
+    sys.path.append(str(ROOT))
+    if importlib.util.find_spec("fgcam_onnx.rules") is None:
+        importlib.import_module("fgcam_onnx").__path__.append(str(ROOT))
+
+
 def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """The options every benchmark has: --rounds, --threads, --json."""
     parser = argparse.ArgumentParser(description=description)
@@ -56,12 +67,14 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
     return parser
 
 
-def alternate(contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2) -> list[Timing]:
+def alternate(
+    contestants: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2, pause: float = PAUSE
+) -> list[Timing]:
     """Time the contestants in turns, after ``warm_up`` turns that do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(warm_up + rounds):
         for name, run in contestants.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             begin = time.perf_counter()
             run()
             took = time.perf_counter() - begin

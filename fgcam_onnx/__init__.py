@@ -26,9 +26,11 @@ def __getattr__(name: str) -> Any:
     # Resolved on first use: `import fgcam_onnx` stays a matter of milliseconds.
     if name == "__version__":
         try:
-            return metadata.version("fgcam_onnx")
+            found = metadata.version("fgcam_onnx")
         except metadata.PackageNotFoundError:
-            return "0+unknown"
+            found = "0+unknown"
+        globals()["__version__"] = found  # every map's record names it, and looking it up takes milliseconds
+        return found
     if name in _HOMES:
         from importlib import import_module
 

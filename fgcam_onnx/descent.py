@@ -205,20 +205,15 @@ def _write(books: dict[str, Array], position: int, received: list[Array], flow: 
 
 def ledger_of(plan: Plan, books: Mapping[str, np.ndarray]) -> Ledger:
     """The ledger from what the descent wrote down."""
-    start = np.asarray(books["start"], np.float64)
-
-    def column(name: str, position: int) -> np.ndarray:
-        return np.asarray(books.get(f"{name}:{position}", np.zeros_like(start)), np.float64)
-
+    exact = {name: np.asarray(value, np.float64) for name, value in books.items()}
+    nothing = np.zeros_like(exact["start"])
     rows = tuple(
         LedgerRow(
             step.layer.name,
             step.layer.op,
             step.rule.name,
-            *(column(name, position) for name in ("in", "out", "leaked", "dropped")),
+            *(exact.get(f"{name}:{position}", nothing) for name in ("in", "out", "leaked", "dropped")),
         )
         for position, step in enumerate(plan.steps)
     )
-    return Ledger(
-        rows, start, np.asarray(books["start_absolute"], np.float64), np.asarray(books["arrived"], np.float64)
-    )
+    return Ledger(rows, exact["start"], exact["start_absolute"], exact["arrived"])

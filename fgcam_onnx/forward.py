@@ -100,8 +100,13 @@ class Forward:
         return runtime.session(proto.SerializeToString(), options, chosen)
 
     def _cuda_options(self) -> dict[str, str]:
-        # The arena grows by what is asked for, not by powers of two: the descent needs memory as well.
-        options = {"use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
+        # The arena grows by what is asked for, not by powers of two: the descent needs memory as well. An exhaustive
+        # search for convolution algorithms would choose by the clock, and two processes might differ in bits.
+        options = {
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
         if self.stream is not None:
             options |= {"device_id": str(self.stream.device_id), "user_compute_stream": str(self.stream.handle)}
         return options

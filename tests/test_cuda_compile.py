@@ -6,7 +6,7 @@ are the real ones. The variants are enumerated from the code: the tiles from wha
 files from their folder, the elementwise functions from their table; a new one without a variant is noticed. The PTX
 shows that memory is walked 16 bytes at a time, and that TF32 means tensor cores.
 
-CI compiles a part of the product of variants and architectures in which each variant and each architecture occur
+CI compiles a part of the product of variants and architectures, in which each kernel, tile and architecture occurs
 (``pytest -m slow`` compiles the rest).
 """
 
@@ -50,6 +50,12 @@ class Variant:
     def since(self) -> int:
         """The first architecture that can run it: tensor cores know TF32 from Ampere on."""
         return 80 if "tf32" in self.words else 75
+
+    @property
+    def seldom(self) -> bool:
+        """Left to the long run: a contraction of volumes or wide offsets with an epilogue that its plainer kin have."""
+        less_plain = "contraction" in self.words and not {"3d", "wide"}.isdisjoint(self.words)
+        return less_plain and {"share", "box", "split"}.isdisjoint(self.words)
 
 
 # --- contractions -----------------------------------------------------------------------------------------------------
@@ -124,7 +130,9 @@ def grouped() -> Iterator[Variant]:
     for adjoint, terms in itertools.product((False, True), (1, 2)):
         weights = [np.ones((4, 1, 3, 3), np.float32) for _ in range(terms)]
 
-        def body(xp: Verbs, x: Array, r: Array, y: Array, low: Array, *, finish: Any, weights: Any, back: bool) -> Array:
+        def body(
+            xp: Verbs, x: Array, r: Array, y: Array, low: Array, *, finish: Any, weights: Any, back: bool
+        ) -> Array:
             parts = (xp.positive(x), xp.negative(x))
             if back:
                 sums = [xp.conv_adjoint(p, xp.constant(w), how, (7, 6)) for p, w in zip(parts, weights, strict=False)]
@@ -163,7 +171,8 @@ def others() -> Iterator[Variant]:
     for epilogue in ("plain", "arrived", "box"):
         finish = EPILOGUES[epilogue]
         yield from everyway(("gather", epilogue), lambda xp, s, x, y, low, f=finish:
-                            f(xp, xp.gather(s, where, 2), x, y, low), whole, rows, rows, one, name="gather")  # fmt: skip
+                            f(xp, xp.gather(s, where, 2), x, y, low),
+                            whole, rows, rows, one, name="gather")  # fmt: skip
         yield from everyway(("scatter_add", epilogue), lambda xp, s, x, y, low, f=finish:
                             f(xp, xp.scatter_add(s, where, 2, 5), x, y, low),
                             rows, whole, whole, one, name="scatter_add")  # fmt: skip
@@ -174,14 +183,14 @@ def others() -> Iterator[Variant]:
                             f(xp, xp.matmul(a, b), x, y, low),
                             (2, 3, 5, 6), (6, 4), whole, whole, one, name="matmul")  # fmt: skip
     yield from everyway(("insert",), lambda xp, x, y: xp.concat([x, y], 2), whole, rows, name="insert")
-    for kind in ("sum", "max", "min"):
-        yield from everyway(("reduce", kind), lambda xp, x, k=kind: getattr(xp, f"reduce_{k}")(x, (1, 2)), whole,
-                            name="reduce")  # fmt: skip
+    for kind, (length, name) in itertools.product(("sum", "max", "min"), ((5, "reduce_short"), (99, "reduce"))):
+        yield from everyway((name, kind), lambda xp, x, k=kind: getattr(xp, f"reduce_{k}")(x, (1,)), (2, length, 4),
+                            name=name)  # fmt: skip
     yield from everyway(("totals",), lambda xp, x: xp.total(x), whole, name="totals")
 
 
 def maps() -> Iterator[Variant]:
-    """Generated kernels: each elementwise function, with one and with a piece's cells a step, with and without totals."""
+    """Generated kernels: each elementwise function; one cell and a piece a step; with and without totals."""
     odd, even, row = (2, 3, 5, 1), (2, 3, 5, 4), (3, 1, 1)
 
     def functions(xp: Verbs, x: Array, y: Array, row: Array) -> tuple[Array, ...]:
@@ -206,7 +215,7 @@ def maps() -> Iterator[Variant]:
 
 
 def everyway(words: tuple[str, ...], body: Any, *shapes: tuple[int, ...], name: str = "") -> Iterator[Variant]:
-    """Each generated kernel of ``body``, or those called ``name``, in both precisions and with offsets of both widths."""
+    """Generated kernels of ``body``, or those called ``name``, in both precisions, with offsets of both widths."""
     for dtype, wide in itertools.product(DTYPES, (False, True)):
         found = launches(body, *shapes, dtype=dtype, wide=wide)
         wanted = [one for one in found if (one.name == name if name else one.name.startswith("map_"))]
@@ -222,12 +231,12 @@ VARIANTS = [*contractions(), *grouped(), *windows(), *others(), *maps()]
 
 
 def selection() -> list[Any]:
-    """Every variant for every architecture; in CI the architectures take turns, and the tiles' fullest come for all."""
+    """Every variant for every architecture; in CI the architectures take turns."""
     found = []
     for k, variant in enumerate(VARIANTS):
         able = [a for a in ARCHITECTURES if a >= variant.since]
         for j, architecture in enumerate(able):
-            marks = [] if j == k % len(able) else [pytest.mark.slow]
+            marks = [] if j == k % len(able) and not variant.seldom else [pytest.mark.slow]
             found.append(pytest.param(variant, architecture, id=f"{variant.id}-sm_{architecture}", marks=marks))
     return found
 
@@ -238,3 +247,113 @@ def compiler() -> nvrtc.Nvrtc:
     if found is None:
         pytest.skip("NVRTC is missing: pip install nvidia-cuda-nvrtc")
     return found
+
+
+# --- the tests --------------------------------------------------------------------------------------------------------
+
+
+def test_no_kernel_is_forgotten() -> None:
+    """Every file, every kernel in it, and every elementwise function has a variant; no two variants share a name."""
+    files = sorted(KERNELS.glob("*.cu"))
+    assert files
+    sources = [variant.launch.source for variant in VARIANTS]
+    names = {variant.launch.name for variant in VARIANTS}
+    for file in files:
+        content = file.read_text(encoding="utf-8")
+        assert any(content in source for source in sources), f"{file.name} has no variant"
+        missing = set(KERNEL.findall(content)) - names
+        assert not missing, f"{file.name}: {missing} have no variant"
+    generated = " ".join(source for source in sources if "map_" in source)
+    calls = {function: re.sub(r"\{\d\}", r"\\w+", re.escape(call).replace(r"\{", "{").replace(r"\}", "}"))
+             for function, call in text.FUNCTIONS.items()}  # fmt: skip
+    assert {function for function, call in calls.items() if not re.search(f"= {call};", generated)} == set()
+    assert len({variant.id for variant in VARIANTS}) == len(VARIANTS)
+
+
+def test_every_architecture_and_every_tile_is_compiled_in_ci() -> None:
+    chosen = [p.values for p in selection() if not p.marks]
+    assert {architecture for _, architecture in chosen} == set(ARCHITECTURES)
+    assert {variant.words for variant, _ in chosen} == {variant.words for variant in VARIANTS if not variant.seldom}
+    # With a contraction's last word, the epilogue, left out, nothing is seldom.
+    assert {variant.words[:-1] for variant, _ in chosen} == {variant.words[:-1] for variant in VARIANTS}
+
+
+@pytest.mark.parametrize(("variant", "architecture"), selection())
+def test_a_variant_compiles_without_spilling(compiler: nvrtc.Nvrtc, variant: Variant, architecture: int) -> None:
+    usage = compiler.compile(variant.launch.source, architecture).kernels[variant.launch.name]
+    assert usage.spill_bytes == 0
+    assert usage.registers <= 128
+    assert usage.shared_bytes <= 48 << 10
+
+
+def test_a_spill_is_noticed(compiler: nvrtc.Nvrtc) -> None:
+    """The largest tile with room for four blocks on a multiprocessor, which is half of its registers."""
+    variant = next(v for v in VARIANTS if v.words == ("contraction", "float32", "8x8", "2d", "plain"))
+    crowded = variant.launch.source.replace("__launch_bounds__(256, BLOCKS)", "__launch_bounds__(256, 4)")
+    assert crowded != variant.launch.source
+    assert compiler.compile(crowded, 80).kernels["contraction"].spill_bytes > 0
+
+
+# --- what the PTX shows -----------------------------------------------------------------------------------------------
+
+
+def chosen(*words: str) -> list[Variant]:
+    found = [variant for variant in VARIANTS if set(words) <= set(variant.words)]
+    assert found
+    return found
+
+
+def accesses(ptx: str, kind: str) -> list[str]:
+    """The widths of all accesses of a kind, "ld.global" or "st.shared": "v4.f32", "f32", ..."""
+    return re.findall(rf"\b{re.escape(kind)}(?:\.nc)?\.((?:v\d\.)?[a-z]\d+)\b", ptx)
+
+
+PIECE = {"float32": {"v4.f32", "v4.b32", "v4.u32"}, "float64": {"v2.f64", "v2.b64", "v2.u64"}}
+
+
+@pytest.mark.parametrize("architecture", [75, 90])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("wide", [False, True])
+def test_generated_kernels_walk_memory_in_pieces(
+    compiler: nvrtc.Nvrtc, dtype: str, wide: bool, architecture: int
+) -> None:
+    """The arrays of a residual Add, totals included: three are read and two written, 16 bytes at a time each."""
+    (variant,) = (v for v in chosen("map", "books", "pieces", dtype) if ("wide" in v.words) == wide)
+    ptx = compiler.ptx(variant.launch.source, architecture)
+    read, written = accesses(ptx, "ld.global"), accesses(ptx, "st.global")
+    assert len(read) == 3
+    assert set(read) <= PIECE[dtype]
+    assert len([width for width in written if width in PIECE[dtype]]) == 2
+    assert {width for width in written if width not in PIECE[dtype]} <= {"f64", "b64"}  # a block's totals
+
+
+def test_a_kernel_that_walks_cell_by_cell_is_noticed(compiler: nvrtc.Nvrtc) -> None:
+    (variant,) = (v for v in chosen("map", "books", "odd", "float32") if "wide" not in v.words)
+    assert PIECE["float32"].isdisjoint(accesses(compiler.ptx(variant.launch.source, 90), "ld.global"))
+
+
+@pytest.mark.parametrize("variant", chosen("contraction", "2d", "plain"), ids=lambda v: v.id)
+def test_contractions_read_in_pieces(compiler: nvrtc.Nvrtc, variant: Variant) -> None:
+    """Weights come in pieces and go to shared memory in pieces; a thread's channels and pixels, too.
+
+    On tensor cores the two rows of a fragment come together; weights are rounded before they get here.
+    """
+    dtype, size = variant.words[1:3]
+    tm, tn = map(int, size.split("x"))
+    piece = PIECE[dtype]
+    ptx = compiler.ptx(variant.launch.source, 80)
+    depth = 8 if tm * tn == 64 else 16
+    lanes = 4 if dtype == "float32" else 2
+    weights = -(-depth * 16 * tm // lanes // 256)  # of a tile, per thread; loaded in two places
+    assert len([width for width in accesses(ptx, "ld.global") if width in piece]) == 2 * weights
+    assert len([width for width in accesses(ptx, "st.shared") if width in piece]) == 2 * weights
+    shared = accesses(ptx, "ld.shared")
+    if "tf32" in variant.words:
+        assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in ptx
+        assert ptx.count("cvt.rna.tf32.f32") == 2 * depth * 16 * tn // 256
+        assert len([width for width in shared if width.startswith("v2")]) == depth * tm // 8
+    else:
+        assert "mma.sync" not in ptx
+        pieces = sum(t // lanes for t in (tm, tn) if t > 1)
+        assert len([width for width in shared if width in piece]) == depth * pieces
+        assert len([width for width in shared if width not in piece]) == depth * (tm == 1) + depth * (tn == 1)

@@ -23,6 +23,7 @@ from cuda_programs import run
 from fgcam_onnx.backends.base import TINY, Array, Convolution, Verbs, Window
 from fgcam_onnx.backends.cuda import contraction, launch, text
 from fgcam_onnx.backends.cuda.contraction import Tile
+from fgcam_onnx.backends.cuda.operations import Buffer, Contraction, Value
 from fgcam_onnx.backends.numpy import NumpyVerbs
 
 ORDERS = (0, 1, 12345, 77)
@@ -56,9 +57,11 @@ def close(found: Floats, expected: Floats, scale: Floats | float, tolerance: flo
     plain = np.isfinite(expected)
     np.testing.assert_array_equal(found[~plain], expected[~plain])
     assert np.isfinite(found[plain]).all()
-    error = np.abs(found.astype(np.float64) - expected)[plain]
+    error = np.abs(found[plain].astype(np.float64) - expected[plain])
     bound = (tolerance * np.broadcast_to(scale, expected.shape))[plain]
-    assert (error <= bound).all(), f"error {error.max()}, {(error / np.maximum(bound, 1e-300)).max()} of what is allowed"
+    assert (error <= bound).all(), (
+        f"error {error.max()}, {(error / np.maximum(bound, 1e-300)).max()} of what is allowed"
+    )
 
 
 def check(body: Callable[..., Any], *inputs: Floats, dtype: str = "float32", **options: Any) -> list[Floats]:
@@ -101,7 +104,11 @@ class Geometry:
 
     def given(self, adjoint: bool, seed: int = 0) -> Floats:
         """What the convolution, or its adjoint, reads."""
-        return random(self.n, self.co, *self.out, seed=seed) if adjoint else random(self.n, self.ci, *self.spatial)
+        return (
+            random(self.n, self.co, *self.out, seed=seed)
+            if adjoint
+            else random(self.n, self.ci, *self.spatial, seed=seed)
+        )
 
     def linear(self, xp: Verbs, x: Array, w: Floats, adjoint: bool) -> Array:
         if adjoint:
@@ -260,18 +267,12 @@ def test_choose_tile_answers_these_tiles() -> None:
     """The variants above are what the backend uses: every tile that it can choose is among them."""
     known = {(dtype, t.tm, t.tn, t.tf32) for dtype, t in TILES}
     for rows, out, double, tf32, wide in itertools.product((1, 17, 65, 200), (1, 17, 65, 200), *[(False, True)] * 3):
-        operation = contraction.Contraction(
-            inputs=(contraction_input(1, 4, out),), weights=(np.zeros((rows, 4, 1)),), how=Convolution((1,), (0,), (1,)),
-            spatial=(out,), adjoint=False,
+        operation = Contraction(
+            inputs=(Value.whole(Buffer((1, 4, out), "input")),), weights=(np.zeros((rows, 4, 1)),),
+            how=Convolution((1,), (0,), (1,)), spatial=(out,), adjoint=False,
         )  # fmt: skip
-        t = contraction.choose_tile(operation, multiprocessors=4, double=double, tf32=tf32, wide=wide)
+        t = contraction.choose_tile(operation, multiprocessors=4, double=bool(double), tf32=bool(tf32), wide=bool(wide))
         assert ("float64" if double else "float32", t.tm, t.tn, t.tf32) in known
-
-
-def contraction_input(*shape: int) -> Any:
-    from fgcam_onnx.backends.cuda.operations import Buffer, Value
-
-    return Value.whole(Buffer(shape, "input"))
 
 
 # --- what is done with the sum ----------------------------------------------------------------------------------------
@@ -283,8 +284,8 @@ Anchored = tuple[Callable[[Verbs, Array], Array], Floats]
 def anchored() -> dict[str, Anchored]:
     window = Window((2, 2), (1, 1), (0, 0), (1, 1))
     where = np.array([2, 0, 0, 1])
-    w = random(20, 6, 2, 2)
-    depthwise, one = random(6, 1, 2, 2), Convolution((1, 1), (0, 0), (1, 1), 6)
+    w = np.abs(random(20, 6, 2, 2))
+    depthwise, one = np.abs(random(6, 1, 2, 2)), Convolution((1, 1), (0, 0), (1, 1), 6)
     how = Convolution((1, 1), (0, 0), (1, 1))
     x = random(2, 6, 5, 4)
     return {
@@ -297,7 +298,7 @@ def anchored() -> dict[str, Anchored]:
         "gather": (lambda xp, x: xp.gather(x, where, 2), x),
         "scatter_add": (lambda xp, r: xp.scatter_add(r, where, 3, 5), x),
         "place": (lambda xp, x: xp.pad(x, (0, 1, -1, 0), (0, 0, 2, 0)), x),
-        "matmul": (lambda xp, x: xp.matmul(xp.constant(random(3, 5)), x), x),
+        "matmul": (lambda xp, x: xp.matmul(xp.constant(np.abs(random(3, 5))), x), x),
     }
 
 
@@ -329,7 +330,8 @@ def test_what_follows_the_sum(anchor: str, finish: str, wide: bool) -> None:
     linear, x = anchored()[anchor]
     shape = defined(linear, x)[0].shape
     more = [random(*shape, seed=1), random(*shape, seed=2), random(shape[0], 1, 1, 1)]
-    # A quotient is as exact as its denominator: those near 0 would be compared for nothing.
+    if finish in ("share", "masked"):  # a quotient is as exact as its denominator: terms of one sign do not cancel
+        x = np.abs(x)
     body = finished(linear, FINISHES[finish])
     tiles = [Tile(4, 1, False, 1), Tile(1, 4, False, 2)] if anchor in ("contraction", "adjoint") else [None]
     for dtype, tile in itertools.product(("float32", "float64"), tiles):
@@ -450,7 +452,9 @@ def check_window(name: str, dtype: str = "float32", **options: Any) -> None:
     options["dtype"] = dtype
     check(lambda xp, x: xp.window_sum(x, window, out), x, **options)
     check(lambda xp, s: xp.window_spread(s, window, spatial), r, **options)
-    odd = np.random.default_rng(3).choice(np.float32([-np.inf, np.nan, 0, -1, np.inf]), x.shape, p=[0.6, *[0.1] * 4])
+    odd = np.random.default_rng(3).choice(
+        np.array([-np.inf, np.nan, 0, -1, np.inf], np.float32), x.shape, p=[0.6, *[0.1] * 4]
+    )
     for given in (x, np.round(x), -1 - np.abs(x), np.full_like(x, -np.inf), np.full_like(x, np.nan), odd):
         check(lambda xp, x, r: xp.max_route(x, r, window), given, r, **options)
     check_orders(lambda xp, x, r: xp.max_route(x, r, window), x, r, **options)
@@ -462,8 +466,20 @@ def check_window(name: str, dtype: str = "float32", **options: Any) -> None:
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_reductions(dtype: str, wide: bool) -> None:
-    """Over leading, middle, last and apart axes; short, longer than a block, and long enough to be cut into chunks."""
-    for shape, axes in (((2, 3, 5, 4), (1,)), ((2, 3, 5, 4), (1, 3)), ((2, 700), (1,)), ((300, 2), (0,)), ((1, 1), (0, 1))):
+    """Over leading, middle, last and apart axes; a thread a result, a block a result, and what lies between."""
+    for shape, axes, kernel in (
+        ((2, 3, 5, 4), (1,), "reduce_short"),
+        ((2, 3, 5, 4), (1, 3), "reduce_short"),
+        ((40, 2, 9, 5), (1,), "reduce_short"),
+        ((3, 33, 400), (1,), "reduce_short"),
+        ((1, 1), (0, 1), ""),
+        ((2, 700), (1,), "reduce"),
+        ((2, 33, 5), (1,), "reduce"),
+        ((300, 2), (0,), "reduce"),
+    ):
+        names: list[str] = []
+        run(lambda xp, x, axes=axes: xp.reduce_max(x, axes), random(*shape), dtype=dtype, wide=wide, names=names)
+        assert kernel in names or not kernel
         check_reduction(random(*shape), axes, dtype=dtype, wide=wide)
 
 
@@ -531,7 +547,9 @@ MOVES: dict[str, Callable[[Verbs, Array, Array], Any]] = {
     "pad": lambda xp, x, y: xp.pad(x, (0, 1, 2, 3), (1, 0, 0, 2)),
     "pad_and_crop": lambda xp, x, y: xp.pad(x, (0, -1, 2, -3), (1, 0, -4, 2)),
     "crop": lambda xp, x, y: xp.pad(x, (0, -1, -1, 0), (0, 0, -2, -1)),
-    "crop_then_product": lambda xp, x, y: xp.mul(xp.pad(x, (0, 0, -1, 0), (0,) * 4), xp.pad(y, (0,) * 4, (0, 0, -1, 0))),
+    "crop_then_product": lambda xp, x, y: xp.mul(
+        xp.pad(x, (0, 0, -1, 0), (0,) * 4), xp.pad(y, (0,) * 4, (0, 0, -1, 0))
+    ),
     "concat": lambda xp, x, y: xp.concat([x, y, x], 1),
     "concat_last": lambda xp, x, y: xp.concat([x, xp.pad(y, (0,) * 4, (0, 0, 0, -3)), x], 3),
     "transpose": lambda xp, x, y: xp.add(xp.transpose(x, (3, 0, 2, 1)), xp.transpose(y, (3, 0, 2, 1))),
@@ -591,7 +609,7 @@ EMPTY: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "map": (lambda xp, x: xp.mul(x, x), (0, 3, 4)),
     "total": (lambda xp, x: xp.total(x), (2, 0, 3)),
     "total_of_computed": (lambda xp, x: xp.total(xp.mul(x, x)), (2, 0, 3)),
-    "no_images": (lambda xp, x: (xp.exp(x), xp.total(xp.exp(x))), (0, 3)),
+    "no_images": (lambda xp, x: (xp.exp(x), xp.reduce_sum(x, (1,))), (0, 3)),
     "reduce_sum": (lambda xp, x: xp.reduce_sum(x, (1,)), (2, 0, 3)),
     "reduce_sum_of_computed": (lambda xp, x: xp.reduce_sum(xp.exp(x), (1,)), (2, 0, 3)),
     "reduce_nothing": (lambda xp, x: xp.reduce_max(x, (1,)), (0, 4)),
@@ -617,3 +635,151 @@ EMPTY: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 def test_arrays_without_cells(name: str) -> None:
     body, shape = EMPTY[name]
     check(body, np.zeros(shape, np.float32))
+
+
+# --- the checks themselves --------------------------------------------------------------------------------------------
+
+
+def check_edges() -> None:
+    check_share(lambda xp, x: xp.gather(x, np.arange(20), 1), "float32")
+
+
+# A kernel file, what is changed in it, and the check that turns red.
+MISTAKES: dict[str, tuple[str, str, str, Callable[[], Any]]] = {
+    "contraction: no barrier between tiles": (
+        "contraction.cu", "store(now ^ 1);\n        __syncthreads();", "store(now ^ 1);",
+        lambda: check_contraction(GEOMETRIES["deep"], Tile(4, 1, False, 1), "float32")),
+    "contraction: no barrier before the first tile": (
+        "contraction.cu", "store(0);\n    }\n    __syncthreads();", "store(0);\n    }",
+        lambda: check_contraction(GEOMETRIES["line"], Tile(1, 1, False, 1), "float32")),
+    "contraction: a row too far": (
+        "contraction.cu", "(unsigned)(y + t.z) < (unsigned)height", "(unsigned)(y + t.z) <= (unsigned)height",
+        lambda: check_contraction(GEOMETRIES["padding_alone"], Tile(4, 4, False, 1), "float32")),
+    "contraction: a column too far": (
+        "contraction.cu", "(unsigned)(x + t.w) < (unsigned)width", "(unsigned)(x + t.w) <= (unsigned)width",
+        lambda: check_contraction(GEOMETRIES["padding_alone"], Tile(4, 4, False, 1), "float32")),
+    "contraction: a plane too far": (
+        "contraction.cu", "(unsigned)(z + t.y) < (unsigned)depth", "(unsigned)(z + t.y) <= (unsigned)depth",
+        lambda: check_contraction(GEOMETRIES["volume"], Tile(4, 4, False, 1), "float32")),
+    "contraction: a tile of the other term": (
+        "contraction.cu", "tile < tiles_first", "tile <= tiles_first",
+        lambda: check_contraction(GEOMETRIES["line"], Tile(1, 4, False, 1), "float32", terms=2)),
+    "contraction: a channel too many": (
+        "contraction.cu", "if (m < channels) put(m, o, acc[i][j]);", "if (m <= channels) put(m, o, acc[i][j]);",
+        lambda: check_contraction(GEOMETRIES["line"], Tile(1, 1, False, 1), "float32")),
+    "contraction: a pixel too many": (
+        "contraction.cu",
+        "if (n >= wanted) continue;\n        const index_t o = place(n);\n#pragma unroll\n        for",
+        "if (n > wanted) continue;\n        const index_t o = place(n);\n        for",
+        lambda: check_contraction(GEOMETRIES["blocks"], Tile(8, 8, False, 1), "float32")),
+    "contraction: every part adds up all": (
+        "contraction.cu", "(long long)p.tiles * part / s.splits", "(long long)0 * part / s.splits",
+        lambda: check_contraction(GEOMETRIES["deep"], Tile(4, 4, False, 1), "float32", splits=2)),
+    "contraction: fragments exchanged": (
+        "contraction.cu", "a[i][2 * half] = __float_as_uint(two.x)", "a[i][2 * half] = __float_as_uint(two.y)",
+        lambda: check_contraction(GEOMETRIES["deep"], Tile(4, 4, True, 1), "float32")),
+    "contraction: a phase's offset forgotten": (
+        "contraction.cu", "* p.out_step[2] + p.out_begin[2]", "* p.out_step[2]",
+        lambda: check_contraction(GEOMETRIES["line"], Tile(4, 4, False, 1), "float32", adjoint=True)),
+    "contraction: the input is not rounded": (
+        "contraction.cu", "= rounded(from_input[i])", "= from_input[i]",
+        lambda: test_tf32_rounds(Tile(4, 4, True, 1))),
+    "conv_direct: between strides": (
+        "conv_direct.cu", "q % g.stride[axis] || ", "",
+        lambda: check_grouped(GROUPED["depthwise"], "float32", True, 1)),
+    "conv_direct: a window too many": (
+        "conv_direct.cu", "/ g.stride[axis] >= g.out[axis]", "/ g.stride[axis] > g.out[axis]",
+        lambda: check_grouped(GROUPED["depthwise"], "float32", True, 1)),
+    "conv_direct: the first input twice": (
+        "conv_direct.cu", "second[at + (index_t)c", "first[at + (index_t)c",
+        lambda: check_grouped(GROUPED["two_to_one"], "float32", False, 2)),
+    "conv_direct: a thread too many": (
+        "conv_direct.cu", "if (thread >= g.cells) return;", "if (thread > g.cells) return;",
+        lambda: check_grouped(GROUPED["depthwise"], "float32", False, 1)),
+    "window: the last maximum": (
+        "window.cu", "exceeds(value, best < 0 ? -LARGEST * 2 : most)",
+        "best < 0 ? exceeds(value, -LARGEST * 2) : !exceeds(most, value)", lambda: check_window("small")),
+    "window: a tap too far": (
+        "window.cu", "min(w.kernel[axis], ceil_div(w.in[axis] - first, d))", "w.kernel[axis]",
+        lambda: check_window("over_the_end")),
+    "window: a tap too few": (
+        "window.cu", "floor_div(first, d) + 1", "floor_div(first, d)", lambda: check_window("small")),
+    "window: windows that are not there": (
+        "window.cu", "max(0, ceil_div(first - (w.out[axis] - 1) * w.stride[axis], d))", "0",
+        lambda: check_window("leftovers")),
+    "window: between strides": (
+        "window.cu", "q % w.stride[axis] ? -1 : ", "", lambda: check_window("small")),
+    "reduce: no barrier": (
+        "reduce.cu", "shared[threadIdx.x] = value;\n    __syncthreads();", "shared[threadIdx.x] = value;",
+        lambda: check_reduction(random(2, 700), (1,))),
+    "reduce: a result too many": (
+        "reduce.cu", "if (result >= results) return;", "if (result > results) return;",
+        lambda: check_reduction(random(5, 2), (0,))),
+    "reduce: a cell in two chunks": (
+        "reduce.cu", "length * (chunk + 1) / chunks", "min(length, length * (chunk + 1) / chunks + 1)",
+        lambda: check_reduction(random(9001, 1), (0,), multiprocessors=8)),
+    "reduce: NaN loses": (
+        "prelude.cu", "exceeds(a, b) || a != a ? a : b", "exceeds(a, b) || b != b ? a : b",
+        lambda: check(lambda xp, x: xp.reduce_max(x, (0,)), np.array([1, np.nan, 2]))),
+    "move: padding that is not there": (
+        "move.cu", "(unsigned)position < (unsigned)placed", "(unsigned)position <= (unsigned)placed",
+        lambda: test_moves("pad", "float32", False)),
+    "move: the last reader forgotten": (
+        "move.cu", "k < first[j + 1]", "k + 1 < first[j + 1]", lambda: test_moves("scatter_add", "float32", False)),
+    "move: sizes exchanged": (
+        "move.cu", "/ (index_t)axis->after * (index_t)axis->before", "/ (index_t)axis->after * (index_t)axis->after",
+        lambda: test_moves("gather", "float32", False)),
+    "move: joined at the wrong place": (
+        "move.cu", "axis->after + begin + at", "axis->after + at", lambda: test_moves("concat", "float32", False)),
+    "matmul: no barrier before the next tile": (
+        "matmul.cu", "fma(as[ty][k], bs[k][tx], acc);\n        __syncthreads();", "fma(as[ty][k], bs[k][tx], acc);",
+        lambda: check_product("plain")),
+    "matmul: a tile that reaches over": (
+        "matmul.cu", "row < p.rows && ka < p.inner ?", "row < p.rows ?", lambda: check_product("plain")),
+    "totals: every other part": (
+        "totals.cu", "i += 256", "i += 512", lambda: check_totals((1, 1, 600, 600), multiprocessors=40)),
+    "block_sum: no barrier after the cells are there": (
+        "block_sum.cu", "shared[threadIdx.x] = v;\n    __syncthreads();", "shared[threadIdx.x] = v;",
+        lambda: check_totals((3, 4, 40, 40))),
+    "share: the smallest normal number is dead": (
+        "prelude.cu", "fabs(z) < TINY", "fabs(z) <= TINY", check_edges),
+    "share: no clamp": ("prelude.cu", "s > LARGEST ? LARGEST : ", "", check_edges),
+}  # fmt: skip
+
+
+def test_the_checks_pass_without_a_mistake() -> None:
+    for *_, test in MISTAKES.values():
+        test()
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_kernel_is_noticed(mistake: str) -> None:
+    """A barrier, a bound or a sign less in a copy of a kernel turns its check red."""
+    file, right, wrong, test = MISTAKES[mistake]
+    original = launch.kernel_file
+    assert original(file).count(right) == 1, "the kernel has changed: find the line again"
+
+    def changed(name: str) -> str:
+        return original(name).replace(right, wrong) if name == file else original(name)
+
+    with (
+        mock.patch.object(launch, "kernel_file", changed),
+        mock.patch.object(text, "kernel_file", changed),
+        pytest.raises((AssertionError, RuntimeError)),
+    ):
+        test()
+
+
+def test_filled_up_rows_that_read_something_are_noticed() -> None:
+    """Rows of the tap table that fill up a tile must read nothing: 0 times NaN is NaN."""
+    with mock.patch.object(contraction, "NOWHERE", 0), pytest.raises(AssertionError):
+        check_nan(GEOMETRIES["padding_alone"], Tile(4, 4, False, 1), "float32", True)
+
+
+def test_a_write_outside_is_noticed() -> None:
+    original = launch.kernel_file
+    with (
+        mock.patch.object(launch, "kernel_file", lambda name: original(name).replace("out[result] =", "out[1] =")),
+        pytest.raises(AssertionError, match="writes outside"),
+    ):
+        run(lambda xp, x: xp.reduce_sum(x, (0,)), random(5))

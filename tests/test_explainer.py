@@ -304,7 +304,7 @@ def test_another_output() -> None:
     first = net.head(x, 4)
     second = net.node("Gemm", "other", "flat.y", net.random(4, 2), net.random(2))
     model = net.model(first, second)
-    plain, named = Explainer(model), Explainer(model, output="other.y")
+    plain, named = (Explainer(model, output=name, backend="ort") for name in (None, "other.y"))
     assert (plain.num_classes, named.num_classes) == (5, 2)
     assert plain.notes == ["the model has outputs fc.y, other.y: explaining 'fc.y'"]
     assert named.notes == []

@@ -25,6 +25,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 from torch_reference import (  # noqa: E402
     PublishedFGCAM,
+    RelevanceVGG,
     ThinVGG16BN,
     export,
     import_torchvision,
@@ -243,6 +244,7 @@ def test_two_writings_of_the_procedure_agree() -> None:
     expected, _, _ = procedure.components(x)
     found = by_autograd(model, x, lambda a: expected)
     assert relative_error(found, procedure.explain(x)) <= 1e-12
+    assert relative_error(RelevanceVGG(model).explain(x), procedure.explain(x)) <= 1e-12
 
 
 def test_the_procedure_conserves_importance() -> None:

@@ -65,8 +65,17 @@ class CupyBackend(Backend):
         self._lock = threading.Lock()  # one stream, and memory that a program keeps between its launches
 
     def execute(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        fed = {name: self._fed(value) for name, value in inputs.items()}
         with self._lock, self.device.active():
-            return self.compiled(program, inputs).run({name: self._fed(value) for name, value in inputs.items()})
+            try:
+                return self.compiled(program, inputs).run(fed)
+            except DeviceMemoryError:
+                if set(self._compiled) <= {program.key}:
+                    raise
+            # What other programs keep for their next call may have been in the way.
+            self._compiled.clear()
+            self.device.release()
+            return self.compiled(program, inputs).run(fed)
 
     def compiled(self, program: Program, inputs: Mapping[str, Any]) -> Compiled:
         """The program's launches; made when it is first run."""
@@ -155,8 +164,10 @@ class CupyDevice(Device):
         return _Memory(memory.ptr, memory)
 
     def write(self, pointer: int, array: np.ndarray) -> None:
-        # From pageable memory: on return the array has been read.
         self._copy(pointer, array.ctypes.data, array.nbytes, HOST_TO_DEVICE)
+
+    def wait(self) -> None:
+        self.cuda_stream.synchronize()
 
     def read(self, pointer: int, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
         found = np.empty(tuple(shape), dtype)

@@ -15,13 +15,18 @@ from fgcam_onnx.errors import DeviceMemoryError
 __all__ = ["CpuDevice"]
 
 
+# Around each piece of memory, so that a kernel with a mistake in it spoils nobody else's; NaN next to the piece.
+NO_MANS_LAND, NAN_BORDER = 4 << 20, 4 << 10
+
+
 class Memory:
     """Bytes at an aligned address. All ones at first, which is NaN: what nobody wrote shows."""
 
     def __init__(self, owner: CpuDevice, nbytes: int) -> None:
         self.owner, self.nbytes = owner, nbytes
-        self.array = np.full(nbytes + 512, 0xFF, np.uint8)
-        self.pointer = -(-self.array.ctypes.data // 256) * 256
+        self.array = np.empty(nbytes + 2 * NO_MANS_LAND, np.uint8)
+        self.pointer = -(-(self.array.ctypes.data + NO_MANS_LAND) // 256) * 256
+        ctypes.memset(self.pointer - NAN_BORDER, 0xFF, nbytes + 2 * NAN_BORDER)
         owner.used += nbytes
         owner.most_used = max(owner.most_used, owner.used)
 

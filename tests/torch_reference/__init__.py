@@ -4,13 +4,15 @@ from torch_reference.compare import relative_error
 from torch_reference.export import export, live, smooth_images, spotlit_images
 from torch_reference.margin import margin
 from torch_reference.published_fgcam import PublishedFGCAM
-from torch_reference.relevance_autograd import RelevanceResNet, fg_grad_cam_resnet
+from torch_reference.relevance_autograd import Relevance, RelevanceResNet, RelevanceVGG, fg_grad_cam_resnet
 from torch_reference.thin_vgg import ThinVGG16BN
 from torch_reference.torchvision_import import import_torchvision
 
 __all__ = [
     "PublishedFGCAM",
+    "Relevance",
     "RelevanceResNet",
+    "RelevanceVGG",
     "ThinVGG16BN",
     "export",
     "fg_grad_cam_resnet",

@@ -102,7 +102,7 @@ class PublishedFGCAM:
     def score_cam_weights(self, x: Tensor, a: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor]:
         """w_k = softmax probability of class c for x * minmax(upsampled A_k), 0 for a constant A_k; and the class."""
         target = self.head(a).argmax(dim=1) if target is None else target
-        weights = torch.zeros(a.shape[:2], dtype=x.dtype)
+        weights = torch.zeros(a.shape[:2], dtype=x.dtype, device=x.device)
         upsampled = F.interpolate(a, x.shape[2:], mode="bilinear", align_corners=False)
         for i, c in enumerate(target.tolist()):
             low, high = upsampled[i].amin(dim=(1, 2)), upsampled[i].amax(dim=(1, 2))

@@ -1,4 +1,4 @@
-"""FG-Grad-CAM for ResNets through torch autograd: modules whose forward is ordinary and whose backward hands relevance.
+"""FG-Grad-CAM through torch autograd: operators whose forward is ordinary and whose backward hands relevance.
 
 This is how relevance rules are usually written for PyTorch, one ``autograd.Function`` an operator; the engine then adds
 up at forks by itself. Rules: z+ at convs, z^B at the first one, z+ shares at residual Adds, winner at the max-pool,
@@ -100,8 +100,38 @@ def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
     return nn.utils.fuse_conv_bn_eval(conv, norm).requires_grad_(False)
 
 
-class RelevanceResNet:
-    """A torchvision ResNet, basic or bottleneck blocks, whose autograd hands relevance from the last block back."""
+class Relevance:
+    """A network whose autograd hands relevance from L back to the input."""
+
+    def features(self, x: Tensor) -> Tensor:
+        """L."""
+        raise NotImplementedError
+
+    def head(self, a: Tensor) -> Tensor:
+        """Logits from L."""
+        raise NotImplementedError
+
+    def explain(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """FG-Grad-CAM at the input, raw and signed, [n, h, w]: I_L = w_k A_k, handed back, summed over the channels."""
+        x = x.detach().requires_grad_()
+        with torch.enable_grad():
+            a = self.features(x)
+        return self.descend(x, a, target)
+
+    def descend(self, x: Tensor, a: Tensor, target: Tensor | None = None, *, keep: bool = False) -> Tensor:
+        """The same from ``a`` = features(x) on. ``keep``: the forward pass's graph, for another descent."""
+        with torch.enable_grad():
+            top = a.detach().requires_grad_()
+            logits = self.head(top)
+            target = logits.argmax(dim=1) if target is None else target
+            (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), top)
+            components = gradient.mean(dim=(2, 3), keepdim=True) * top.detach()
+            (relevance,) = torch.autograd.grad(a, x, grad_outputs=components, retain_graph=keep)
+        return relevance.sum(dim=1)
+
+
+class RelevanceResNet(Relevance):
+    """A torchvision ResNet, basic or bottleneck blocks; L is the output of the last block."""
 
     def __init__(self, model: nn.Module) -> None:
         model = model.eval()
@@ -126,18 +156,36 @@ class RelevanceResNet:
             x = PassRelu.apply(ShareAdd.apply(y, x if shortcut is None else ZPlusConv.apply(x, shortcut)))
         return x
 
-    def explain(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """FG-Grad-CAM at the input, raw and signed, [n, h, w]: I_L = w_k A_k, handed back, summed over the channels."""
-        x = x.detach().requires_grad_()
-        with torch.enable_grad():
-            a = self.features(x)
-            top = a.detach().requires_grad_()
-            logits = self.fc(top.mean(dim=(2, 3)))
-            target = logits.argmax(dim=1) if target is None else target
-            (gradient,) = torch.autograd.grad(logits.gather(1, target[:, None]).sum(), top)
-            components = gradient.mean(dim=(2, 3), keepdim=True) * top.detach()
-            (relevance,) = torch.autograd.grad(a, x, grad_outputs=components)
-        return relevance.sum(dim=1)
+    def head(self, a: Tensor) -> Tensor:
+        logits: Tensor = self.fc(a.mean(dim=(2, 3)))
+        return logits
+
+
+class RelevanceVGG(Relevance):
+    """A VGG with BatchNorm: ``features`` and ``classifier``, and ``avgpool`` if it has one; L is the last max-pool."""
+
+    def __init__(self, model: nn.Module) -> None:
+        model = model.eval()
+        self.steps: list[nn.Module] = []
+        for module in model.get_submodule("features").children():
+            if isinstance(module, nn.BatchNorm2d):
+                self.steps[-1] = fold(self.steps[-1], module)  # type: ignore[arg-type]
+            else:
+                self.steps.append(module)
+        pool = getattr(model, "avgpool", nn.Identity())
+        self.top = nn.Sequential(pool, nn.Flatten(), model.get_submodule("classifier")).eval()
+
+    def features(self, x: Tensor) -> Tensor:
+        for i, module in enumerate(self.steps):
+            if isinstance(module, nn.Conv2d):
+                x = (ZPlusConv if i else ZBoxConv).apply(x, module)
+            else:
+                x = PassRelu.apply(x) if isinstance(module, nn.ReLU) else module(x)
+        return x
+
+    def head(self, a: Tensor) -> Tensor:
+        logits: Tensor = self.top(a)
+        return logits
 
 
 def fg_grad_cam_resnet(model: nn.Module, x: Tensor, target: Tensor | None = None) -> Tensor:

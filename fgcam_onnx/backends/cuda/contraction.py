@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fgcam_onnx.backends.cuda.operations import Contraction
+from fgcam_onnx.errors import BackendError
 
 __all__ = ["GROUPED", "PHASE", "SIZES", "Packing", "Tile", "choose_tile", "grouped", "is_direct", "pack", "phases"]
 
@@ -43,6 +44,7 @@ GROUPED = np.dtype(
 )
 # A tap so far up that no pixel reaches it: rows that fill up a tile read nothing, not even a NaN.
 NOWHERE = -(1 << 30)
+LARGEST_OFFSET = (1 << 31) - 1
 # A matrix with fewer rows than this is not worth a tile: one thread a cell instead.
 FEWEST_ROWS = 16
 MOST_SPLITS = 32
@@ -229,6 +231,8 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype[Any]) -> Packing:
         flops += 2 * terms * len(taps) * channels * m * g * n * math.prod(phase.cells)
 
     weights = np.concatenate([part for phase in matrices for part in phase], axis=1)  # [group, k, m]
+    if tile.tf32:
+        weights = to_tf32(weights)
     sizes = np.zeros(1, SIZES)
     sizes["m"], sizes["padded_m"], sizes["groups"], sizes["splits"] = m, padded, g, tile.splits
     sizes["in"], sizes["out"] = source, result
@@ -237,9 +241,21 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype[Any]) -> Packing:
     sizes["out_channel"] = cells_out
     sizes["packed_group"], sizes["whole"] = first_weight, n * operation.channels * cells_out
     table = np.concatenate(tables) if tables else np.zeros((0, 4), np.int64)
+    if table.size and table[:, 0].max() > LARGEST_OFFSET:
+        raise BackendError(
+            f"an image of {c} channels of {' x '.join(map(str, spatial))} cells is too large for the CUDA kernels",
+            known="the cells that one output cell reads lie more than 2^31 apart",
+            next="backend='ort' runs on the CPU",
+        )
     most = max((int(s["pixels"]) for s in structs), default=0)
     grid = (-(-most // tile.bn), padded // tile.bm, len(found) * g * tile.splits)
     return Packing(weights, table.astype(np.int32), structs, sizes, grid, flops)
+
+
+def to_tf32(x: np.ndarray) -> np.ndarray:
+    """float32 with ten bits of mantissa, halves away from zero, as cvt.rna.tf32 rounds; finite numbers only."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def _matrix(

@@ -53,9 +53,12 @@ class Device(ABC):
             DeviceMemoryError: there is not enough.
         """
 
+    def wait(self) -> None:  # noqa: B027 - a device may do everything at once
+        """Return when everything asked before is done."""
+
     @abstractmethod
     def write(self, pointer: int, array: np.ndarray) -> None:
-        """Copy a contiguous array to the address."""
+        """Copy a contiguous array to the address; it must be there until :meth:`wait` or :meth:`read` has returned."""
 
     @abstractmethod
     def read(self, pointer: int, shape: Sequence[int], dtype: np.dtype[Any]) -> np.ndarray:
@@ -79,4 +82,5 @@ class Device(ABC):
         memory = self.allocate(array.nbytes)
         if array.nbytes:
             self.write(memory.pointer, array)
+            self.wait()  # the array may be gone when this returns
         return memory

@@ -30,6 +30,7 @@ from fgcam_onnx.backends.cuda.operations import (
 )
 from fgcam_onnx.backends.cuda.schedule import Group
 from fgcam_onnx.backends.cuda.text import Cell, block_sum, cell_of, finish, map_source
+from fgcam_onnx.errors import BackendError
 
 __all__ = ["Lowering", "Target"]
 
@@ -55,6 +56,8 @@ LONG_AXIS = 4096
 WINDOW_KERNELS = {"window_sum": 0, "window_spread": 1, "max_winner": 2, "max_route": 3}
 MOVE_KERNELS = {"gather": 0, "scatter_add": 1, "place": 2, "insert": 3}
 NARROW = 1 << 31
+# Blocks along the second and third axis of a grid, at most.
+GRID = 65535
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Lowering:
             self._lowerings[type(group.anchor)](group, group.anchor, cell)
 
     def books(self, tallies: Sequence[Buffer], out: Buffer) -> None:
-        """Totals added up, in one launch: ``out`` [tallies, images], in order."""
+        """Totals added up, in one launch: ``out`` has the images of each tally, one tally behind the other."""
         if not tallies or out.size == 0:
             return
         spans: list[tuple[int, int]] = []
@@ -128,6 +131,11 @@ class Lowering:
         file: str | None = None, defines: Sequence[tuple[str, int]] = (), text: str = "", writes: Sequence[Any] = (),
         wide: bool | None = None, label: str = "", flops: int = 0,
     ) -> None:  # fmt: skip
+        if max(grid[1:]) > GRID:
+            raise BackendError(
+                f"{label or name} needs a grid of {grid} blocks, more than a GPU launches",
+                next="fewer images at a time (batch_size=), or backend='ort'",
+            )
         everything = (*arguments, *(cell.arguments if cell else ()))
         wide = self._wide(everything) if wide is None else wide
         if cell is not None and file is not None:

@@ -60,11 +60,12 @@ def lower(
     tallies = list(dict.fromkeys(value.buffer for value in outputs.values() if value.buffer.kind == "tally"))
     books = None
     if tallies:
-        books = Buffer((len(tallies), *tallies[0].shape), "computed")
+        starts = np.cumsum([0, *(tally.size for tally in tallies)])
+        books = Buffer((int(starts[-1]),), "computed")
         lowering.books(tallies, books)
-        for row, tally in enumerate(tallies):
+        for start, tally in zip(starts, tallies, strict=False):
             outputs |= {
-                name: Value(books, value.shape, (1,), row * tally.size)
+                name: Value(books, value.shape, (1,), int(start))
                 for name, value in outputs.items()
                 if value.buffer is tally
             }
@@ -179,7 +180,7 @@ class Compiled:
             if value.size == 0:
                 found[name] = np.zeros(value.shape, dtype)
             elif value.buffer is self.books and books is not None:
-                found[name] = books.reshape(-1)[value.offset : value.offset + value.size].reshape(value.shape)
+                found[name] = books[value.offset : value.offset + value.size].reshape(value.shape)
             else:
                 found[name] = self.device.read(block.pointer + self.layout.offsets[value.buffer], value.shape, dtype)
         return found

@@ -188,8 +188,9 @@ def finish(cell: Cell) -> str:
 
 MAP = """\
 // Generated: one pass over the cells of the images, {width} at a time.
+#define BLOCKS (sizeof(real) == 4 ? 4 : 2)     // on a multiprocessor: ptxas leaves registers for these
 struct __align__({width} * (int)sizeof(real)) Pack {{ real lane[{width}]; }};
-extern "C" __global__ void __launch_bounds__(256) {name}(const index_arg cells{parameters})
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) {name}(const index_arg cells{parameters})
 {{
 {shared}    const index_t last = (index_t)cells;
     const index_t step = (index_t)gridDim.x * 256 * {width};
@@ -218,7 +219,8 @@ def map_source(cell: Cell, width: int, partial: bool = False) -> tuple[str, str]
         parameters += ["const real* __restrict__ parts", "const int splits", "const index_arg whole"]
         lines += ["real acc = 0;", "for (int k = 0; k < splits; ++k) acc += parts[(index_t)whole * k + o];"]
     lines += [*cell.lines, *(f"p_{array}.lane[lane] = {variable};" for array, variable in cell.stores)]
-    stores = [f"*(Pack*)({array} + here) = p_{array};" for array, _ in cell.stores]
+    # By packs and not by cells: else a compiler that sees 64-bit offsets writes them cell by cell.
+    stores = [f"((Pack*){array})[here / {width}] = p_{array};" for array, _ in cell.stores]
     shared, sums = "", []
     if cell.sums:
         # A few cells are added in the program's precision, then as doubles: one slow addition for each load.

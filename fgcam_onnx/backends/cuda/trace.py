@@ -113,7 +113,7 @@ class CudaVerbs(Verbs):
     # --- elementwise ----------------------------------------------------------------------------------------------
 
     def add(self, a: Value, b: Value) -> Value:
-        if a.buffer.kind == b.buffer.kind == "tally":
+        if a.buffer.kind == b.buffer.kind == "tally" and a.shape == b.shape:
             return Value.whole(Buffer(a.shape, "tally", totals=a.buffer.totals + b.buffer.totals))
         return self._added_products(a, b) or self._map("add", a, b)
 
@@ -311,6 +311,7 @@ class CudaVerbs(Verbs):
         return Value(x.buffer, tuple(shape), (*[0] * extra, *strides), x.offset)
 
     def concat(self, xs: Sequence[Value], axis: int) -> Value:
+        axis %= len(xs[0].shape)
         return self._do(Concat(inputs=tuple(self._packed(x) for x in xs), axis=axis), axis)
 
     def pad(self, x: Value, begins: Sequence[int], ends: Sequence[int]) -> Value:
@@ -324,10 +325,12 @@ class CudaVerbs(Verbs):
         return self._do(Place(inputs=(self._packed(x),), begins=tuple(begins), placed=shape), tuple(begins), shape)
 
     def gather(self, x: Value, indices: np.ndarray, axis: int) -> Value:
+        axis %= len(x.shape)
         operation = Gather(inputs=(self._packed(x),), indices=np.asarray(indices, np.int32), axis=axis)
         return self._do(operation, axis, operation.indices.tobytes())
 
     def scatter_add(self, r: Value, indices: np.ndarray, axis: int, size: int) -> Value:
+        axis %= len(r.shape)
         operation = ScatterAdd(inputs=(self._packed(r),), indices=np.asarray(indices, np.int32), axis=axis, length=size)
         return self._do(operation, axis, size, operation.indices.tobytes())
 

@@ -9,7 +9,7 @@
 //
 //   -DTM, -DTN    outputs of a thread: a block of 256 threads computes 16 TM channels of 16 TN pixels
 //   -DAXES        2 (one or two spatial axes) or 3
-//   -DTF32        1: products on tensor cores with operands rounded to TF32, sums in float
+//   -DTF32        1: products on tensor cores with operands rounded to TF32, sums in float; the weights come rounded
 //   -DSPLIT       1: a block adds up a part of k; FINISH stores that partial sum
 //
 // Two terms, (x+, w+) and (x-, w-) or the two halves of z^B, are one product: the second follows the first along k.
@@ -149,10 +149,6 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
         for (int i = 0; i < PIECES; ++i) {
             const int e = tid + 256 * i;
             if (PIECES * 256 * LANES == BK * BM || e < BK * BM / LANES) {
-#if TF32
-#pragma unroll
-                for (int l = 0; l < LANES; ++l) from_weights[i].lane[l] = rounded(from_weights[i].lane[l]);
-#endif
                 // By pieces and not by cells: else NVRTC writes one of two cell by cell.
                 ((Piece*)weights[buffer])[e / (BM / LANES) * (PADDED_M / LANES) + e % (BM / LANES)] = from_weights[i];
             }
@@ -167,7 +163,9 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     const int begin = 0, end = p.tiles;
 #endif
 #if TF32
-    // Eight warps, 2 x 4: each computes 8 TM channels of 4 TN pixels in fragments of 16 x 8.
+    // Eight warps, 2 x 4: each computes 8 TM channels of 4 TN pixels in fragments of 16 x 8. Which channel is which row
+    // of a fragment is free: row g + 8 h of fragment i is channel 16 i + 2 g + h, so that the two rows of a thread lie
+    // side by side in shared memory and land in the registers where mma wants them. No two threads meet at a bank.
     const int lane = tid & 31, warp = tid >> 5, g = lane >> 2, t4 = lane & 3;
     const int wm = (warp >> 2) * (BM / 2), wn = (warp & 3) * (BN / 4);
     float acc[BM / 32][BN / 32][4] = {};
@@ -190,14 +188,18 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
         for (int k = 0; k < BK; k += 8) {
             unsigned a[BM / 32][4], b[BN / 32][2];
 #pragma unroll
-            for (int i = 0; i < BM / 32; ++i)
+            for (int half = 0; half < 2; ++half) {
+                const float* channels_at = A + (k + t4 + 4 * half) * PADDED_M + wm + 2 * g;
+                const float* pixels_at = B + (k + t4 + 4 * half) * PADDED_N + wn + g;
 #pragma unroll
-                for (int r = 0; r < 4; ++r)
-                    a[i][r] = __float_as_uint(A[(k + t4 + 4 * (r >> 1)) * PADDED_M + wm + i * 16 + g + 8 * (r & 1)]);
+                for (int i = 0; i < BM / 32; ++i) {
+                    const float2 two = *(const float2*)(channels_at + 16 * i);
+                    a[i][2 * half] = __float_as_uint(two.x);
+                    a[i][2 * half + 1] = __float_as_uint(two.y);
+                }
 #pragma unroll
-            for (int j = 0; j < BN / 32; ++j)
-#pragma unroll
-                for (int r = 0; r < 2; ++r) b[j][r] = __float_as_uint(B[(k + t4 + 4 * r) * PADDED_N + wn + j * 8 + g]);
+                for (int j = 0; j < BN / 32; ++j) b[j][half] = __float_as_uint(pixels_at[8 * j]);
+            }
 #pragma unroll
             for (int i = 0; i < BM / 32; ++i)
 #pragma unroll
@@ -246,14 +248,14 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     for (int j = 0; j < BN / 32; ++j)
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-            const int n = n0 + wn + j * 8 + 2 * t4 + c;
+            const int n = n0 + wn + 8 * j + 2 * t4 + c;
             if (n >= wanted) continue;
             const index_t o = place(n);
 #pragma unroll
             for (int i = 0; i < BM / 32; ++i)
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
-                    const int m = m0 + wm + i * 16 + g + 8 * r;
+                    const int m = m0 + wm + 16 * i + 2 * g + r;
                     if (m < channels) put(m, o, acc[i][j][2 * r + c]);
                 }
         }
