@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from fgcam_onnx.backends.base import Backend, CudaStream, Program
+from fgcam_onnx.backends.cuda.check import check
 from fgcam_onnx.backends.cuda.device import Address, Device, Kernel
 from fgcam_onnx.backends.cuda.lower import Target
 from fgcam_onnx.backends.cuda.program import Compiled, Constants
@@ -37,7 +38,8 @@ class CupyBackend(Backend):
     """Traces, compiles and runs programs on a GPU.
 
     ``precision``: "float32"; "fast": products whose terms have one sign (z+, z^B) on tensor cores, rounded to TF32;
-    "float64" for audits. ``device``: the current one, through CuPy, if None.
+    "float64" for audits. ``device``: the current one, through CuPy, if None. Before the first program a small one of
+    known answer is run (fgcam_onnx.backends.cuda.check).
 
     Raises:
         BackendError: no GPU that CuPy can use, or one that has no TF32 for "fast".
@@ -63,19 +65,32 @@ class CupyBackend(Backend):
         self._constants = Constants(self.device)
         self._compiled: OrderedDict[str, Compiled] = OrderedDict()
         self._lock = threading.Lock()  # one stream, and memory that a program keeps between its launches
+        self._checked = False
 
     def execute(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        fed = {name: self._fed(value) for name, value in inputs.items()}
+        """Run a program.
+
+        Raises:
+            BackendError: this GPU failed the self-check.
+            DeviceMemoryError: its memory is full.
+        """
         with self._lock, self.device.active():
+            if not self._checked:
+                check(self._run, self.precision, self.device.name)
+                self._compiled.clear()
+                self._checked = True
             try:
-                return self.compiled(program, inputs).run(fed)
+                return self._run(program, inputs)
             except DeviceMemoryError:
                 if set(self._compiled) <= {program.key}:
                     raise
             # What other programs keep for their next call may have been in the way.
             self._compiled.clear()
             self.device.release()
-            return self.compiled(program, inputs).run(fed)
+            return self._run(program, inputs)
+
+    def _run(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return self.compiled(program, inputs).run({name: self._fed(value) for name, value in inputs.items()})
 
     def compiled(self, program: Program, inputs: Mapping[str, Any]) -> Compiled:
         """The program's launches; made when it is first run."""

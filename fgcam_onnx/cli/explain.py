@@ -88,7 +88,14 @@ def explain(
     std: Annotated[
         str | None, typer.Option(help="0.229,0.224,0.225", rich_help_panel=_PICTURE, show_default=False)
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, ort or numpy.", rich_help_panel=_RUN)] = "auto",
+    backend: Annotated[str, typer.Option(help="auto, cupy, ort or numpy.", rich_help_panel=_RUN)] = "auto",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="float32; float64 with numpy or cupy; fast with cupy: z+ and z^B on tensor cores.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "float32",
     provider: Annotated[
         list[str] | None,
         typer.Option(help="An onnxruntime execution provider.", rich_help_panel=_RUN, show_default=False),
@@ -133,7 +140,7 @@ def explain(
     from fgcam_onnx import Explainer
     from fgcam_onnx.preprocessing import choose
 
-    explainer = Explainer(model, backend=backend, providers=provider)
+    explainer = Explainer(model, backend=backend, precision=precision, providers=provider)
     recipe = choose(
         given,
         metadata=explainer.metadata,
@@ -423,7 +430,7 @@ class _Run:
                 ("layer", f"{e.layer} {list(e.relevance.shape[1:])}"),
                 ("L", e.start),
                 ("labels", self.labels_source or "none found: --labels FILE"),
-                ("backend", f"{x.backend}   {', '.join(x.providers)}"),
+                ("backend", _backend(x)),
                 *(("note", note) for note in x.notes),
             ]
         )
@@ -461,6 +468,12 @@ def account(e: Explanation, i: int) -> tuple[float, float, float]:
     dropped = sum(float(row.dropped[i]) for row in e.ledger.rows)
     residual = max((float(row.residual[i]) for row in e.ledger.rows), default=0.0)
     return dropped / whole, in_map / whole, residual / whole
+
+
+def _backend(explainer: Explainer) -> str:
+    """Where the walk runs, how precisely, and where the forward pass does."""
+    parts = [explainer.backend, explainer.precision if explainer.precision != "float32" else ""]
+    return "   ".join([*(part for part in parts if part), ", ".join(explainer.providers)])
 
 
 def _class(record: dict[str, Any]) -> str:
