@@ -37,10 +37,13 @@ class FakeExplainer:
     gaps: tuple[Any, ...] = ()
     broken: Exception | None = None
 
-    def __init__(self, model: Any, *, backend: str = "auto", providers: Any = None, output: Any = None) -> None:
+    def __init__(
+        self, model: Any, *, backend: str = "auto", precision: str = "float32", providers: Any = None,
+        output: Any = None,
+    ) -> None:  # fmt: skip
         self.path, self.metadata, self.sha256 = Path(model), {"labels": json.dumps(self.names)}, "5e" * 32
         self.input_name, self.input_shape, self.input_dtype = "data", self.shape, "float32"
-        self.backend, self.providers = backend, providers or ["CPUExecutionProvider"]
+        self.backend, self.precision, self.providers = backend, precision, providers or ["CPUExecutionProvider"]
         self.notes, self.default_layer, self.num_classes = ["a trailing Softmax is left out"], "relu2", 3
         self.labels, self.labels_source = self.names, "a fake" if self.names else None
         self.calls: list[dict[str, Any]] = []

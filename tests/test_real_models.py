@@ -10,10 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import backends
 import numpy as np
 import pytest
+from cuda_on_cpu.device import CpuDevice
 
 from fgcam_onnx import Explainer, Explanation, imaging
+from fgcam_onnx.backends.cupy import CupyBackend
 from fgcam_onnx.preprocessing import Preprocessing, choose
 
 IMAGENET = ["efficientnet_lite0_pytorch.onnx", "squeezenet_v1.0_caffe.onnx", "mobilenetv2-12-int8.onnx"]
@@ -153,3 +156,21 @@ def test_the_boxes_are_where_the_pixels_are(case: Callable[[str], Case]) -> None
     positive = np.maximum(c.explain(denoise=True).relevance, 0)
     right, wrong = ((positive * masks).sum() / positive.sum() for masks in (c.masks, c.masks[:, ::-1, ::-1]))
     assert right > wrong
+
+
+@backends.needs_gxx
+@pytest.mark.parametrize("name", [*IMAGENET, DOGS])
+def test_the_cuda_kernels_see_the_same(case: Callable[[str], Case], name: str) -> None:
+    """A photo through the CUDA kernels, run on this processor as on a large GPU: the map of NumPy in float64."""
+    c = case(name)
+    path, x, target = c.explainer.path, c.x[:1], c.targets[:1]
+    assert path is not None
+    exact = Explainer(path, backend="numpy", precision="float64").explain(x, target=target)
+    device = CpuDevice(multiprocessors=132)
+    for precision, allowed in (("float32", 1e-5), ("fast", 5e-4)):
+        found = Explainer(path, backend=CupyBackend(precision, device)).explain(x, target=target)
+        error = np.linalg.norm(found.relevance - exact.relevance) / np.linalg.norm(exact.relevance)
+        assert error <= allowed
+        assert (error > 1e-6) == (precision == "fast")  # it did go through the tensor cores' rounding
+        assert found.ledger.residual < 1e-4
+        np.testing.assert_allclose(found.ledger.leaked, exact.ledger.leaked, rtol=1e-4, atol=1e-6)
