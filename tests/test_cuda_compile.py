@@ -88,14 +88,18 @@ EPILOGUES: dict[str, Callable[[Verbs, Array, Array, Array, Array], Array]] = {
 }
 
 
-def contraction_launches(dtype: str, tile: Tile, axes: int, wide: bool, epilogue: str) -> list[Launch]:
+def contraction_launches(
+    dtype: str, tile: Tile, axes: int, wide: bool, epilogue: str, size: int = 6, terms: int = 1
+) -> list[Launch]:
+    """``size``: of each axis of the picture; cells are finished together where their number is a multiple of four."""
     finish = EPILOGUES[epilogue]
-    kernel, spatial = (3,) * axes, (6,) * axes
+    kernel, spatial = (3,) * axes, (size,) * axes
     how = Convolution((1,) * axes, (1,) * axes, (1,) * axes)
-    w = np.ones((5, 5, *kernel), np.float32)
+    weights = [np.ones((5, 5, *kernel), np.float32) for _ in range(terms)]
 
     def body(xp: Verbs, s: Array, x: Array, y: Array, low: Array) -> Array:
-        return finish(xp, xp.conv_adjoint(s, xp.constant(w), how, spatial), x, y, low)
+        sums = [xp.conv_adjoint(s, xp.constant(w), how, spatial) for w in weights]
+        return finish(xp, functools.reduce(xp.add, sums), x, y, low)
 
     full, one = (2, 5, *spatial), (2, *[1] * (axes + 1))
     return launches(body, full, full, full, one, dtype=dtype, tile=tile, wide=wide)
@@ -112,10 +116,17 @@ def contractions() -> Iterator[Variant]:
             for epilogue in EPILOGUES:
                 (launch,) = contraction_launches(dtype, tile, axes, wide, epilogue)
                 yield Variant(("contraction", *size, epilogue), launch)
+            for epilogue in ("share", "arrived", "box"):
+                (launch,) = contraction_launches(dtype, tile, axes, wide, epilogue, size=5)
+                yield Variant(("contraction", *size, f"{epilogue}_cell_by_cell"), launch)
+            for epilogue in ("share", "arrived"):
+                (launch,) = contraction_launches(dtype, tile, axes, wide, epilogue, terms=2)
+                yield Variant(("contraction", *size, f"{epilogue}_of_two_terms"), launch)
             # Parts of k are stored as they are, and a generated kernel adds them up.
             split = Tile(tile.tm, tile.tn, tile.tf32, 2)
-            launch, summed = contraction_launches(dtype, split, axes, wide, "plain")
-            yield Variant(("contraction", *size, "split"), launch)
+            for terms, words in ((1, "split"), (2, "split_of_two_terms")):
+                launch, _ = contraction_launches(dtype, split, axes, wide, "plain", terms=terms)
+                yield Variant(("contraction", *size, words), launch)
     for dtype, wide, epilogue in itertools.product(DTYPES, (False, True), EPILOGUES):
         summed = contraction_launches(dtype, Tile(4, 4, False, 2), 2, wide, epilogue)[1]
         yield Variant(("summed", dtype, *["wide"] * wide, epilogue), summed)
@@ -347,6 +358,9 @@ def test_contractions_read_in_pieces(compiler: nvrtc.Nvrtc, variant: Variant) ->
     weights = -(-depth * 16 * tm // lanes // 256)  # of a tile, per thread; loaded in two places
     assert len([width for width in accesses(ptx, "ld.global") if width in piece]) == 2 * weights
     assert len([width for width in accesses(ptx, "st.shared") if width in piece]) == 2 * weights
+    run = 1 if tn == 1 else 2 if "tf32" in variant.words else lanes
+    stored = {1: dtype.replace("float", "f"), 2: dtype.replace("float", "v2.f"), 4: dtype.replace("float", "v4.f")}[run]
+    assert accesses(ptx, "st.global") == [stored] * (tm * tn // run)
     shared = accesses(ptx, "ld.shared")
     if "tf32" in variant.words:
         assert "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32" in ptx

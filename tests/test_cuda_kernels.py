@@ -123,6 +123,7 @@ GEOMETRIES = {
     "unread": Geometry(2, 3, 17, (2, 1), (9, 9), (3, 2), (4, 5), (0, 1), (1, 1)),
     "one_cell": Geometry(1, 1, 1, (1,), (1,), (1,), (1,), (0,), (1,)),
     "groups": Geometry(1, 34, 34, (2, 2), (4, 3), (3, 3), (1, 1), (0, 1), (1, 1), 2),
+    "runs": Geometry(2, 6, 37, (3, 3), (6, 4), (6, 4), (1, 1), (1, 1), (1, 1)),  # cells finished four at a time
     "blocks": Geometry(2, 3, 150, (1, 2), (11, 13), (11, 13), (1, 1), (0, 1), (1, 1)),
     "deep": Geometry(1, 40, 33, (3, 3), (4, 4), (2, 2), (2, 2), (1, 1), (1, 1)),
     "volume": Geometry(2, 3, 4, (2, 3, 2), (4, 5, 4), (5, 2, 2), (1, 2, 2), (1, 0, 1), (1, 1, 2)),
@@ -650,7 +651,7 @@ MISTAKES: dict[str, tuple[str, str, str, Callable[[], Any]]] = {
         "contraction.cu", "store(now ^ 1);\n        __syncthreads();", "store(now ^ 1);",
         lambda: check_contraction(GEOMETRIES["deep"], Tile(4, 1, False, 1), "float32")),
     "contraction: no barrier before the first tile": (
-        "contraction.cu", "store(0);\n    }\n    __syncthreads();", "store(0);\n    }",
+        "contraction.cu", "store(begin & 1);\n    }\n    __syncthreads();", "store(begin & 1);\n    }",
         lambda: check_contraction(GEOMETRIES["line"], Tile(1, 1, False, 1), "float32")),
     "contraction: a row too far": (
         "contraction.cu", "(unsigned)(y + t.z) < (unsigned)height", "(unsigned)(y + t.z) <= (unsigned)height",
@@ -665,13 +666,21 @@ MISTAKES: dict[str, tuple[str, str, str, Callable[[], Any]]] = {
         "contraction.cu", "tile < tiles_first", "tile <= tiles_first",
         lambda: check_contraction(GEOMETRIES["line"], Tile(1, 4, False, 1), "float32", terms=2)),
     "contraction: a channel too many": (
-        "contraction.cu", "if (m < channels) put(m, o, acc[i][j]);", "if (m <= channels) put(m, o, acc[i][j]);",
+        "contraction.cu",
+        "= acc[i][j + l];\n            if (m < channels)",
+        "= acc[i][j + l];\n            if (m <= channels)",
         lambda: check_contraction(GEOMETRIES["line"], Tile(1, 1, False, 1), "float32")),
     "contraction: a pixel too many": (
         "contraction.cu",
         "if (n >= wanted) continue;\n        const index_t o = place(n);\n#pragma unroll\n        for",
         "if (n > wanted) continue;\n        const index_t o = place(n);\n        for",
         lambda: check_contraction(GEOMETRIES["blocks"], Tile(8, 8, False, 1), "float32")),
+    "contraction: one cell for all of a run": (
+        "contraction.cu", "run.lane[l] = acc[i][j + l]", "run.lane[l] = acc[i][j]",
+        lambda: check_contraction(GEOMETRIES["runs"], Tile(4, 8, False, 1), "float32")),
+    "contraction: one cell for both of a run": (
+        "contraction.cu", "acc[i][j][2 * r + c + l]", "acc[i][j][2 * r + c]",
+        lambda: check_contraction(GEOMETRIES["runs"], Tile(4, 8, True, 1), "float32")),
     "contraction: every part adds up all": (
         "contraction.cu", "(long long)p.tiles * part / s.splits", "(long long)0 * part / s.splits",
         lambda: check_contraction(GEOMETRIES["deep"], Tile(4, 4, False, 1), "float32", splits=2)),

@@ -30,8 +30,8 @@ PHASE = np.dtype(
     align=True,
 )
 SIZES = np.dtype(
-    [(name, np.int32) for name in ("m", "padded_m", "groups", "splits")]
-    + [(name, np.int32, THREE) for name in ("in", "out")]
+    [(name, np.int32) for name in ("m", "groups", "splits")]
+    + [("out", np.int32, THREE)]
     + [(name, np.int64) for name in ("in_image", "in_group", "out_image", "out_group", "out_channel")]
     + [(name, np.int64) for name in ("packed_group", "whole")],
     align=True,
@@ -78,6 +78,10 @@ class Tile:
     def bk(self) -> int:
         return 8 if self.tm * self.tn == 64 else 16
 
+    def run(self, itemsize: int) -> int:
+        """Neighbouring pixels that a thread computes, up to 16 bytes of them."""
+        return 1 if self.tn == 1 else 2 if self.tf32 else 16 // itemsize
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -102,14 +106,21 @@ class Phase:
 
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """The arrays that the kernel reads, and its grid."""
+    """The arrays and numbers that the kernel reads, and its grid.
+
+    ``source``: spatial sizes of the input. ``padded_m``: length of a row of packed weights. ``run``: cells that may be
+    finished together.
+    """
 
     weights: np.ndarray
     taps: np.ndarray
     phases: np.ndarray
     sizes: np.ndarray
+    source: tuple[int, int, int]
+    padded_m: int
     grid: tuple[int, int, int]
     flops: int
+    run: int
 
 
 def three(values: Sequence[int], missing: int) -> tuple[int, int, int]:
@@ -234,8 +245,8 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype[Any]) -> Packing:
     if tile.tf32:
         weights = to_tf32(weights)
     sizes = np.zeros(1, SIZES)
-    sizes["m"], sizes["padded_m"], sizes["groups"], sizes["splits"] = m, padded, g, tile.splits
-    sizes["in"], sizes["out"] = source, result
+    sizes["m"], sizes["groups"], sizes["splits"] = m, g, tile.splits
+    sizes["out"] = result
     sizes["in_image"], sizes["in_group"] = c * cells_in, channels * cells_in
     sizes["out_image"], sizes["out_group"] = operation.channels * cells_out, m * cells_out
     sizes["out_channel"] = cells_out
@@ -249,7 +260,11 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype[Any]) -> Packing:
         )
     most = max((int(s["pixels"]) for s in structs), default=0)
     grid = (-(-most // tile.bn), padded // tile.bm, len(found) * g * tile.splits)
-    return Packing(weights, table.astype(np.int32), structs, sizes, grid, flops)
+    # The pixels of a thread lie side by side in memory where there is one phase and no step between its cells.
+    whole = len(found) == 1 and all(step == 1 for step in found[0].out_step)
+    run = tile.run(np.dtype(dtype).itemsize)
+    run = run if whole and cells_out % run == 0 else 1
+    return Packing(weights, table.astype(np.int32), structs, sizes, source, padded, grid, flops, run)
 
 
 def to_tf32(x: np.ndarray) -> np.ndarray:

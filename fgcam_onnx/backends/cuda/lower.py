@@ -29,7 +29,7 @@ from fgcam_onnx.backends.cuda.operations import (
     WindowSum,
 )
 from fgcam_onnx.backends.cuda.schedule import Group
-from fgcam_onnx.backends.cuda.text import Cell, block_sum, cell_of, finish, map_source
+from fgcam_onnx.backends.cuda.text import Cell, block_sum, cell_of, finish, finish_run, map_source
 from fgcam_onnx.errors import BackendError
 
 __all__ = ["Lowering", "Target"]
@@ -138,7 +138,7 @@ class Lowering:
             )
         everything = (*arguments, *(cell.arguments if cell else ()))
         wide = self._wide(everything) if wide is None else wide
-        if cell is not None and file is not None:
+        if cell is not None and not text:
             text = finish(cell)
         stored = [a.buffer for (array, _), a in zip(cell.stores, _stored(cell), strict=True)] if cell else []
         pointed = (a.buffer for a in everything if isinstance(a, Pointer))
@@ -228,14 +228,18 @@ class Lowering:
         wide = wide or tile.splits * whole >= NARROW or packing.weights.size >= NARROW
         arguments: list[Argument] = [Pointer(first.buffer), Pointer(second.buffer)]
         arguments += [Pointer(Constant(a)) for a in (packing.weights, packing.taps, packing.phases, packing.sizes)]
+        arguments += [np.int32(number) for number in (*packing.source, packing.padded_m)]
         defines = [("TM", tile.tm), ("TN", tile.tn), ("TF32", int(tile.tf32)), ("SPLIT", int(tile.splits > 1)),
+                   ("TERMS", len(operation.inputs)),
                    ("AXES", 3 if len(operation.spatial) == 3 else 2)]  # fmt: skip
         kind = "adjoint" if operation.adjoint else "conv"
         label = f"{kind} {operation.channels}x{'x'.join(map(str, operation.spatial))}"
         if tile.splits == 1:
-            self._emit("contraction", packing.grid, arguments, cell, file="contraction.cu", defines=defines, wide=wide,
-                       label=label, flops=packing.flops)  # fmt: skip
+            run = packing.run if cell.aligned else 1
+            self._emit("contraction", packing.grid, arguments, cell, file="contraction.cu", text=finish_run(cell),
+                       defines=[*defines, ("RUN", run)], wide=wide, label=label, flops=packing.flops)  # fmt: skip
             return
+        defines.append(("RUN", packing.run))
         parts = Scratch(tile.splits * whole * self.dtype.itemsize)
         self._emit("contraction", packing.grid, [*arguments, Pointer(parts)], None, file="contraction.cu",
                    defines=defines, writes=(parts,), wide=wide, label=label, flops=packing.flops)  # fmt: skip

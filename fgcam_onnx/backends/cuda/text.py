@@ -21,7 +21,7 @@ from fgcam_onnx.backends.cuda.launch import Argument, Pointer, kernel_file
 from fgcam_onnx.backends.cuda.operations import Buffer, Value
 from fgcam_onnx.backends.cuda.schedule import Group
 
-__all__ = ["FUNCTIONS", "Cell", "Walk", "block_sum", "cell_of", "finish", "map_source", "walk"]
+__all__ = ["FUNCTIONS", "Cell", "Walk", "block_sum", "cell_of", "finish", "finish_run", "map_source", "walk"]
 
 FUNCTIONS = {
     "copy": "{0}",
@@ -184,6 +184,21 @@ def finish(cell: Cell) -> str:
     lines += [*cell.lines, *(f"{array}[o] = {variable};" for array, variable in cell.stores)]
     parameters = "".join(f", {parameter}" for parameter in cell.parameters)
     return f"#define FINISH_PARAMETERS {parameters}\n#define FINISH(o, acc) {{ {' '.join(lines)} }}\n"
+
+
+def finish_run(cell: Cell) -> str:
+    """``FINISH_RUN(place, run)``: the same for RUN cells side by side in memory, read and written together."""
+    before = ["const index_t first_ = (place);"]
+    before += [f"const Run p_{n} = *(const Run*)({a} + ((index_t){start} + first_));" for n, a, start in cell.loads]
+    before += [f"Run p_{array};" for array, _ in cell.stores]
+    lines = ["const index_t o = first_ + lane;", "const real acc = (run).lane[lane];"]
+    lines += [f"const real {name} = p_{name}.lane[lane];" for name, _, _ in cell.loads]
+    lines += [*cell.lines, *(f"p_{array}.lane[lane] = {variable};" for array, variable in cell.stores)]
+    loop = f'_Pragma("unroll") for (int lane = 0; lane < RUN; ++lane) {{ {" ".join(lines)} }}'
+    after = [f"((Run*){array})[first_ / RUN] = p_{array};" for array, _ in cell.stores]
+    parameters = "".join(f", {parameter}" for parameter in cell.parameters)
+    body = " ".join([*before, loop, *after])
+    return f"#define FINISH_PARAMETERS {parameters}\n#define FINISH_RUN(place, run) {{ {body} }}\n"
 
 
 MAP = """\

@@ -4,15 +4,18 @@
 //
 // with k running over taps and input channels, m over the output channels of a group, pixel over images and output cells.
 // The adjoint of a strided convolution is one such product for each residue class of its output cells (a *phase*): a
-// stride-1 gather with fewer taps, so that no multiplication by zero is done. FINISH(o, acc) is generated: what the rule
-// does with the sum (share with the relevance, times the activation, plus what arrived already), and where it is stored.
+// stride-1 gather with fewer taps, so that no multiplication by zero is done. FINISH_RUN is generated: what the rule does
+// with each sum (share with the relevance, times the activation, plus what arrived already), and where it is stored.
 //
 //   -DTM, -DTN    outputs of a thread: a block of 256 threads computes 16 TM channels of 16 TN pixels
 //   -DAXES        2 (one or two spatial axes) or 3
 //   -DTF32        1: products on tensor cores with operands rounded to TF32, sums in float; the weights come rounded
-//   -DSPLIT       1: a block adds up a part of k; FINISH stores that partial sum
+//   -DTERMS       pairs of input and weights that are added up. Two, (x+, w+) and (x-, w-) or the two halves of z^B, are
+//                 one product: the second follows the first along k
+//   -DSPLIT       1: a block adds up a part of k; FINISH_RUN stores that partial sum
+//   -DRUN         cells that are finished together: 1, or as many as a thread has side by side in memory, up to 16 bytes,
+//                 where no run crosses the end of an image or of a row that is not next to its neighbour
 //
-// Two terms, (x+, w+) and (x-, w-) or the two halves of z^B, are one product: the second follows the first along k.
 // Nothing is added atomically, so the same input gives the same bits.
 #ifndef TM
 #define TM 8
@@ -26,12 +29,18 @@
 #ifndef TF32
 #define TF32 0
 #endif
+#ifndef TERMS
+#define TERMS 1
+#endif
 #ifndef SPLIT
 #define SPLIT 0
 #endif
-#ifndef FINISH
+#ifndef RUN
+#define RUN 1
+#endif
+#ifndef FINISH_RUN
 #define FINISH_PARAMETERS , real* out
-#define FINISH(o, acc) out[o] = acc;
+#define FINISH_RUN(place, run) ((Run*)out)[(place) / RUN] = run;
 #endif
 #define BM (16 * TM)
 #define BN (16 * TN)
@@ -42,6 +51,8 @@
 #define GATHERED (BK * BN / 256)                        // of the input tile, per thread
 #define BLOCKS (TM * TN * (int)sizeof(real) >= 64 || (WIDE && TN == 8) ? 2 : 3)    // a multiprocessor: ptxas leaves room for them
 
+struct __align__(RUN * (int)sizeof(real)) Run { real lane[RUN]; };
+
 // One phase, as the host writes it. Spatial axes are three; a missing one has size 1.
 struct Phase {
     long long weights;                  // first packed weight
@@ -51,9 +62,10 @@ struct Phase {
     int step[3], begin[3];              // input position of output cell i: i * step + begin
     int out_step[3], out_begin[3];      // output position of output cell i
 };
+// The sizes that the inner loop needs are arguments: those take no registers. The others are read where they are used.
 struct Sizes {
-    int m, padded_m, groups, splits;
-    int in[3], out[3];                  // spatial sizes of input and output
+    int m, groups, splits;
+    int out[3];                         // spatial sizes of the output
     long long in_image, in_group, out_image, out_group, out_channel;
     long long packed_group;             // packed weights between groups
     long long whole;                    // elements of the output: where the next split's partial sums begin
@@ -86,7 +98,8 @@ __device__ __forceinline__ real rounded(real f) { return f; }
 
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     const real* __restrict__ first, const real* __restrict__ second, const real* __restrict__ packed,
-    const int4* __restrict__ taps, const Phase* phases, const Sizes* sizes FINISH_PARAMETERS)
+    const int4* __restrict__ taps, const Phase* phases, const Sizes* sizes, const int depth, const int height,
+    const int width, const int padded_m FINISH_PARAMETERS)
 {
     __shared__ __align__(16) real weights[2][BK * PADDED_M];
     __shared__ __align__(16) real gathered[2][BK * PADDED_N];
@@ -106,24 +119,22 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     const int image = here ? pixel / cells : 0;
     const int cell = here ? pixel - image * cells : 0;
     const int x = cell % p.cells[2] * p.step[2] + p.begin[2];
-    const int y = cell / p.cells[2] % p.cells[1] * p.step[1] + p.begin[1];
+    // A thread without a pixel reads from nowhere.
+    const int y = here ? cell / p.cells[2] % p.cells[1] * p.step[1] + p.begin[1] : -(1 << 29);
 #if AXES == 3
     const int z = cell / (p.cells[2] * p.cells[1]) * p.step[0] + p.begin[0];
-    const offset_t base = ((offset_t)z * s.in[1] + y) * s.in[2] + x;
+    const offset_t base = ((offset_t)z * height + y) * width + x;
 #else
-    const offset_t base = (offset_t)y * s.in[2] + x;
+    const offset_t base = (offset_t)y * width + x;
 #endif
     // Offsets and not pointers: half the registers.
     const offset_t origin = (offset_t)(image * s.in_image + group * s.in_group) + base;
     const int table = p.taps + row;
     const offset_t corner = (offset_t)(p.weights + group * s.packed_group) + m0;
 
-    // Read once; the rest of the sizes is read again at the end, so that it takes no registers in between.
-    const int height = s.in[1], width = s.in[2], padded_m = s.padded_m, tiles_first = p.tiles_first;
-#if AXES == 3
-    const int depth = s.in[0];
+#if TERMS == 2
+    const int tiles_first = p.tiles_first;
 #endif
-
     Piece from_weights[PIECES];
     real from_input[GATHERED];
     auto load = [&](int tile) {
@@ -133,11 +144,15 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
             if (PIECES * 256 * LANES == BK * BM || e < BK * BM / LANES)
                 from_weights[i] = *(const Piece*)(packed + (corner + (offset_t)(tile * BK + e / (BM / LANES)) * padded_m + e % (BM / LANES) * LANES));
         }
+#if TERMS == 2
         const real* __restrict__ in = tile < tiles_first ? first : second;
+#else
+        const real* __restrict__ in = first;
+#endif
 #pragma unroll
         for (int i = 0; i < GATHERED; ++i) {
             const int4 t = __ldg(taps + (table + tile * BK + 256 / BN * i));      // {offset, dz, dy, dx}
-            bool inside = here & ((unsigned)(y + t.z) < (unsigned)height) & ((unsigned)(x + t.w) < (unsigned)width);
+            bool inside = ((unsigned)(y + t.z) < (unsigned)height) & ((unsigned)(x + t.w) < (unsigned)width);
 #if AXES == 3
             inside &= (unsigned)(z + t.y) < (unsigned)depth;
 #endif
@@ -175,11 +190,11 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
 #endif
     if (begin < end) {
         load(begin);
-        store(0);
+        store(begin & 1);
     }
     __syncthreads();
     for (int tile = begin; tile < end; ++tile) {
-        const int now = (tile - begin) & 1;
+        const int now = tile & 1;
         if (tile + 1 < end) load(tile + 1);
         const real* A = weights[now];
         const real* B = gathered[now];
@@ -226,9 +241,9 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
 
     // Where the results belong: one place a pixel, one step a channel.
     const int groups = s.groups, channels = s.m, wanted = p.pixels;
-    auto put = [&](int m, index_t o, real sum) {
+    auto put = [&](int m, index_t o, const Run& run) {
         o += (index_t)(m * s.out_channel);
-        FINISH(o, sum)
+        FINISH_RUN(o, run)
     };
     auto place = [&](int n) {
         const int size = p.cells[0] * p.cells[1] * p.cells[2], i = n / size, c = n - i * size;
@@ -247,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
 #pragma unroll
     for (int j = 0; j < BN / 32; ++j)
 #pragma unroll
-        for (int c = 0; c < 2; ++c) {
+        for (int c = 0; c < 2; c += RUN) {
             const int n = n0 + wn + 8 * j + 2 * t4 + c;
             if (n >= wanted) continue;
             const index_t o = place(n);
@@ -256,19 +271,25 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
 #pragma unroll
                 for (int r = 0; r < 2; ++r) {
                     const int m = m0 + wm + 16 * i + 2 * g + r;
-                    if (m < channels) put(m, o, acc[i][j][2 * r + c]);
+                    Run run;
+#pragma unroll
+                    for (int l = 0; l < RUN; ++l) run.lane[l] = acc[i][j][2 * r + c + l];
+                    if (m < channels) put(m, o, run);
                 }
         }
 #else
 #pragma unroll
-    for (int j = 0; j < TN; ++j) {
+    for (int j = 0; j < TN; j += RUN) {
         const int n = n0 + (TN == 1 ? tx : tx * 4 + (j & 3) + (j >> 2) * 64);
         if (n >= wanted) continue;
         const index_t o = place(n);
 #pragma unroll
         for (int i = 0; i < TM; ++i) {
             const int m = m0 + (TM == 1 ? ty : ty * 4 + (i & 3) + (i >> 2) * 64);
-            if (m < channels) put(m, o, acc[i][j]);
+            Run run;
+#pragma unroll
+            for (int l = 0; l < RUN; ++l) run.lane[l] = acc[i][j + l];
+            if (m < channels) put(m, o, run);
         }
     }
 #endif
