@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from fgcam_onnx.backends.base import Array, Convolution, Program, Verbs, Window
 from fgcam_onnx.backends.cuda import contraction
 from fgcam_onnx.backends.cuda import program as program_module
-from fgcam_onnx.backends.cuda.launch import Launch, Pointer, Scratch
+from fgcam_onnx.backends.cuda.launch import Constant, Launch, Pointer, Scratch
 from fgcam_onnx.backends.cuda.lower import Target
 from fgcam_onnx.backends.cuda.memory import ALIGNMENT, Layout, lay_out, lifetimes
 from fgcam_onnx.backends.cuda.operations import (
@@ -1611,3 +1611,46 @@ def test_a_wrong_random_program_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
             patch.setattr(program_module, name, wrong)
             with pytest.raises(AssertionError, match="Not equal"):
                 check_programs(range(5))
+
+
+# --- what a large network takes ---------------------------------------------------------------------------------------
+
+# Channels of VGG-16's convolutions; None is a max-pool. Pictures are 224 x 224.
+VGG16 = (64, 64, None, 128, 128, None, 256, 256, 256, None, 512, 512, 512, None, 512, 512, 512, None)
+
+
+def test_vgg16_at_batch_64_takes_little_memory_and_few_launches() -> None:
+    """Activations, weights and the descent's own block of the body of VGG-16: 7 GB of the 16 that a batch may take.
+
+    The rest is for the forward pass. The books add a pass for each layer, and no launch waits for the host.
+    """
+    n, size, before = 64, 224, 3
+    layers: list[tuple[str, Floats | None]] = []
+    shapes: dict[str, tuple[int, ...]] = {}
+    for k, channels in enumerate(VGG16):
+        shapes[f"x{k}"] = (n, before, size, size)
+        layers.append((f"x{k}", None if channels is None else np.ones((channels, before, 3, 3), np.float32)))
+        before, size = (before, size // 2) if channels is None else (channels, size)
+    shapes["start"] = (n, before, size, size)
+
+    def run(xp: Verbs, i: Mapping[str, Array]) -> dict[str, Array]:
+        r, books = i["start"], {}
+        for name, w in reversed(layers):
+            books[f"in {name}"] = xp.total(r)
+            if w is None:
+                r = xp.max_route(i[name], r, Window((2, 2), (2, 2), (0, 0), (1, 1)))
+            else:
+                r, leak = z_plus(i[name], r, w, xp, mixed=False)
+                books[f"leaked {name}"] = leak.signed
+        return {"map": xp.reduce_sum(r, (1,)), **books}
+
+    launches, _, outputs, _ = lower(Program("vgg16", run), shapes, target(132))
+    block = plan(launches, outputs, FLOAT32).nbytes
+    given = sum(4 * math.prod(shape) for shape in shapes.values())
+    packed = {id(a.buffer): a.buffer.array.nbytes for launch in launches for a in launch.arguments
+              if isinstance(a, Pointer) and isinstance(a.buffer, Constant)}  # fmt: skip
+    assert block < 2e9
+    assert block + given + sum(packed.values()) < 7e9
+    convolutions = sum(channels is not None for channels in VGG16)
+    assert len([launch for launch in launches if launch.name == "contraction"]) == 2 * convolutions
+    assert len(launches) <= 4 * convolutions + 3 * (len(VGG16) - convolutions) + 2
