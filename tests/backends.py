@@ -16,7 +16,18 @@ from fgcam_onnx.backends.cupy import CupyBackend
 from fgcam_onnx.backends.numpy import NumpyBackend
 from fgcam_onnx.backends.ort import OrtBackend
 
-__all__ = ["COMPILED", "EVERY", "Named", "available", "compiled", "cuda_on_cpu", "named", "needs_gxx"]
+__all__ = [
+    "COMPILED",
+    "EVERY",
+    "Named",
+    "available",
+    "chosen",
+    "compiled",
+    "cuda_on_cpu",
+    "named",
+    "needs_gxx",
+    "words",
+]
 
 needs_gxx = pytest.mark.skipif(
     shutil.which("g++") is None, reason="g++ is not installed: the CUDA kernels run on the CPU through it"
@@ -75,3 +86,13 @@ def available(entries: tuple[Named, ...] = EVERY) -> Iterator[Named]:
 def compiled() -> Iterator[Backend]:
     """The backends that are compared with NumPy in float32."""
     return (e.backend for e in available((Named("ort", 1e-6), Named("cupy", 1e-6))))
+
+
+def words(*names: str) -> list[object]:
+    """Names of backends for pytest.mark.parametrize, "cupy" among them only where its kernels can be run on the CPU."""
+    return [pytest.param(name, id=name, marks=[needs_gxx] if name == "cupy" else []) for name in names]
+
+
+def chosen(name: str) -> str | Backend:
+    """What Explainer takes for that name: "cupy" is its kernels on this processor."""
+    return cuda_on_cpu() if name == "cupy" else name

@@ -27,7 +27,7 @@ SAME: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 @pytest.fixture(scope="module")
 def residual() -> tuple[Explainer, np.ndarray]:
     model = tiny_models.residual()
-    return Explainer(model), tiny_models.pictures(model, 3)
+    return Explainer(model, backend="ort"), tiny_models.pictures(model, 3)
 
 
 # --- names and defaults -------------------------------------------------------------------------------------
@@ -101,7 +101,7 @@ def test_logits_are_taken_before_a_softmax() -> None:
 def test_properties(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     onnx.save_model(tiny_models.free_size(maker="me"), path)
-    e = Explainer(path)
+    e = Explainer(path, backend="ort")
     assert (e.path, e.metadata["maker"], e.input_name, e.layout) == (path, "me", "image", "NCHW")
     assert (e.input_shape, e.input_dtype, e.num_classes) == (("n", 3, "h", "w"), "float32", 5)
     assert e.backend == "ort"

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import backends
 import numpy as np
 import onnx
 import onnxruntime
@@ -74,7 +75,7 @@ def thin_onnx(exporter: Any) -> bytes:
 
 @cache
 def thin_explainer(exporter: str, backend: str, precision: str = "float32") -> Explainer:
-    return Explainer(thin_onnx(exporter), backend=backend, precision=precision, threads=1)
+    return Explainer(thin_onnx(exporter), backend=backends.chosen(backend), precision=precision, threads=1)
 
 
 @cache
@@ -177,7 +178,7 @@ def test_from_the_same_activations_in_float64(denoise: bool) -> None:
     assert relative_error(found, expected) <= FLOAT64
 
 
-@pytest.mark.parametrize("backend", ["ort", "numpy"])
+@pytest.mark.parametrize("backend", backends.words("ort", "numpy", "cupy"))
 def test_chosen_classes_one_per_image(backend: str) -> None:
     """A class that is not the most likely one, another for each image."""
     x, target = thin_images(False), [3, 8]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import backends
 import numpy as np
 import onnx
 import onnxruntime
@@ -110,7 +111,7 @@ def onnx_file(case: Case) -> bytes:
 
 @cache
 def explainer(case: Case, backend: str) -> Explainer:
-    return Explainer(onnx_file(case), backend=backend, threads=1)
+    return Explainer(onnx_file(case), backend=backends.chosen(backend), threads=1)
 
 
 def run_onnx(case: Case, names: list[str]) -> list[NDArray[np.float32]]:
@@ -180,7 +181,7 @@ def test_the_pictures_are_decided(case: Case) -> None:
         assert margin(network(case.arch, case.size), images(case), start=module, value=a) > 4
 
 
-@pytest.mark.parametrize("backend", ["ort", "numpy"])
+@pytest.mark.parametrize("backend", backends.words("ort", "numpy", "cupy"))
 @pytest.mark.parametrize("method", ["grad-cam", "layer-cam"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cam_at_l(case: Case, method: str, backend: str) -> None:
@@ -188,7 +189,7 @@ def test_cam_at_l(case: Case, method: str, backend: str) -> None:
     assert relative_error(found.relevance, cam(method, *activation_and_gradient(case, case.l_module))) <= BOUND
 
 
-@pytest.mark.parametrize("backend", ["ort", "numpy"])
+@pytest.mark.parametrize("backend", backends.words("ort", "numpy", "cupy"))
 @pytest.mark.parametrize("method", ["grad-cam", "layer-cam"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_cam_at_a_shallower_tensor(case: Case, method: str, backend: str) -> None:
@@ -202,7 +203,7 @@ def test_cam_at_a_shallower_tensor(case: Case, method: str, backend: str) -> Non
 # ------------------------------------------------------------------------------------ fine-grained maps of a ResNet
 
 
-@pytest.mark.parametrize("backend", ["ort", "numpy"])
+@pytest.mark.parametrize("backend", backends.words("ort", "numpy", "cupy"))
 @pytest.mark.parametrize("exporter", ["legacy", "dynamo"])
 def test_fg_grad_cam_of_resnet18(exporter: str, backend: str) -> None:
     """z+ with z+ shares at the Adds, z^B at the first conv: against autograd functions with the same rules."""

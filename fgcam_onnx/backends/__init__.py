@@ -44,7 +44,7 @@ def make(name: str, precision: str = "float32", threads: int | None = None) -> B
         notes = (f"the descent runs on the CPU: {words}",)
     if precision != "float32":
         raise BackendError(
-            f"backend {name!r} computes in float32 only",
+            f"backend {name!r} {'is ort here and ' if name == 'auto' else ''}computes in float32 only",
             known=notes[0] if notes else None,
             next="backend='numpy' computes in float64, slowly"
             if precision == "float64"
