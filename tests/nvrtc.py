@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# What fgcam_onnx.backends.cupy asks for, and what CuPy adds to it.
+AS_CUPY = ("--std=c++17", "-ftz=true", "--device-as-default-execution-space")
 WHEEL_LIBRARY = "cu13/lib/libnvrtc.so.13"
 KERNEL = re.compile(r"Compiling entry function '(\w+)'")
 STACK_AND_SPILLS = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -82,7 +84,7 @@ class Nvrtc:
         )
         try:
             # the first three are CuPy's own
-            flags = [f"-arch={architecture}", "--std=c++17", "-ftz=true", *options]
+            flags = [f"-arch={architecture}", *AS_CUPY, *options]
             encoded = (ctypes.c_char_p * len(flags))(*[flag.encode() for flag in flags])
             outcome = self._library.nvrtcCompileProgram(program, len(flags), encoded)
             log = self._read(self._library.nvrtcGetProgramLogSize, self._library.nvrtcGetProgramLog, program)
