@@ -61,15 +61,16 @@ class Variant:
 # --- contractions -----------------------------------------------------------------------------------------------------
 
 
-def tiles(double: bool, tf32: bool, wide: bool) -> list[Tile]:
+def tiles(double: bool, tf32: bool, wide: bool, axes: int) -> list[Tile]:
     """All that ``choose_tile`` answers, for results of one to many rows and pixels."""
     found = {}
     for rows, pixels in itertools.product((1, 16, 17, 32, 64, 65, 128, 129, 4096), repeat=2):
+        spatial = (*[1] * (axes - 1), pixels)
         operation = Contraction(
-            inputs=(Value.whole(Buffer((1, 4, pixels), "input")),),
-            weights=(np.zeros((rows, 4, 1), np.float32),),
-            how=Convolution((1,), (0,), (1,)),
-            spatial=(pixels,),
+            inputs=(Value.whole(Buffer((1, 4, *spatial), "input")),),
+            weights=(np.zeros((rows, 4, *[1] * axes), np.float32),),
+            how=Convolution((1,) * axes, (0,) * axes, (1,) * axes),
+            spatial=spatial,
             adjoint=False,
         )
         tile = choose_tile(operation, multiprocessors=1, double=double, tf32=tf32, wide=wide)
@@ -89,19 +90,22 @@ EPILOGUES: dict[str, Callable[[Verbs, Array, Array, Array, Array], Array]] = {
 
 
 def contraction_launches(
-    dtype: str, tile: Tile, axes: int, wide: bool, epilogue: str, size: int = 6, terms: int = 1
+    dtype: str, tile: Tile, axes: int, wide: bool, epilogue: str, size: int = 6, terms: int = 1, channels: int = 16
 ) -> list[Launch]:
-    """``size``: of each axis of the picture; cells are finished together where their number is a multiple of four."""
+    """``size``: of each axis of the picture; cells are finished together where their number is a multiple of four.
+
+    ``channels``: a tile holds those of one tap where they fill tiles.
+    """
     finish = EPILOGUES[epilogue]
     kernel, spatial = (3,) * axes, (size,) * axes
     how = Convolution((1,) * axes, (1,) * axes, (1,) * axes)
-    weights = [np.ones((5, 5, *kernel), np.float32) for _ in range(terms)]
+    weights = [np.ones((channels, channels, *kernel), np.float32) for _ in range(terms)]
 
     def body(xp: Verbs, s: Array, x: Array, y: Array, low: Array) -> Array:
         sums = [xp.conv_adjoint(s, xp.constant(w), how, spatial) for w in weights]
         return finish(xp, functools.reduce(xp.add, sums), x, y, low)
 
-    full, one = (2, 5, *spatial), (2, *[1] * (axes + 1))
+    full, one = (2, channels, *spatial), (2, *[1] * (axes + 1))
     return launches(body, full, full, full, one, dtype=dtype, tile=tile, wide=wide)
 
 
@@ -109,7 +113,7 @@ def contractions() -> Iterator[Variant]:
     for dtype, tf32, wide, axes in itertools.product(DTYPES, (False, True), (False, True), (2, 3)):
         if tf32 and dtype == "float64":
             continue
-        for tile in tiles(dtype == "float64", tf32, wide):
+        for tile in tiles(dtype == "float64", tf32, wide, axes):
             if tf32 and not tile.tf32:
                 continue  # too small for tensor cores: the same kernel as without
             size = (dtype, f"{tile.tm}x{tile.tn}", *["tf32"] * tf32, f"{axes}d", *["wide"] * wide)
@@ -119,6 +123,8 @@ def contractions() -> Iterator[Variant]:
             for epilogue in ("share", "arrived", "box"):
                 (launch,) = contraction_launches(dtype, tile, axes, wide, epilogue, size=5)
                 yield Variant(("contraction", *size, f"{epilogue}_cell_by_cell"), launch)
+                (launch,) = contraction_launches(dtype, tile, axes, wide, epilogue, channels=5)
+                yield Variant(("contraction", *size, f"{epilogue}_tap_by_tap"), launch)
             for epilogue in ("share", "arrived"):
                 (launch,) = contraction_launches(dtype, tile, axes, wide, epilogue, terms=2)
                 yield Variant(("contraction", *size, f"{epilogue}_of_two_terms"), launch)

@@ -126,7 +126,9 @@ GEOMETRIES = {
     "runs": Geometry(2, 6, 37, (3, 3), (6, 4), (6, 4), (1, 1), (1, 1), (1, 1)),  # cells finished four at a time
     "blocks": Geometry(2, 3, 150, (1, 2), (11, 13), (11, 13), (1, 1), (0, 1), (1, 1)),
     "deep": Geometry(1, 40, 33, (3, 3), (4, 4), (2, 2), (2, 2), (1, 1), (1, 1)),
+    "one_tap_a_tile": Geometry(2, 16, 32, (3, 2), (5, 4), (3, 2), (2, 1), (1, 0), (1, 2)),
     "volume": Geometry(2, 3, 4, (2, 3, 2), (4, 5, 4), (5, 2, 2), (1, 2, 2), (1, 0, 1), (1, 1, 2)),
+    "volume_one_tap_a_tile": Geometry(1, 16, 16, (2, 2, 2), (3, 2, 3), (2, 2, 2), (1, 1, 2), (0, 1, 1), (1, 1, 1)),
     "volume_deep": Geometry(1, 9, 18, (3, 3, 3), (3, 4, 3), (2, 2, 3), (2, 2, 1), (1, 1, 1), (1, 1, 1)),
 }
 FLAT = [name for name, g in GEOMETRIES.items() if len(g.kernel) < 3]
@@ -660,7 +662,7 @@ MISTAKES: dict[str, tuple[str, str, str, Callable[[], Any]]] = {
         "contraction.cu", "(unsigned)(x + t.w) < (unsigned)width", "(unsigned)(x + t.w) <= (unsigned)width",
         lambda: check_contraction(GEOMETRIES["padding_alone"], Tile(4, 4, False, 1), "float32")),
     "contraction: a plane too far": (
-        "contraction.cu", "(unsigned)(z + t.y) < (unsigned)depth", "(unsigned)(z + t.y) <= (unsigned)depth",
+        "contraction.cu", "(unsigned)(z + t.y) >= (unsigned)depth", "(unsigned)(z + t.y) > (unsigned)depth",
         lambda: check_contraction(GEOMETRIES["volume"], Tile(4, 4, False, 1), "float32")),
     "contraction: a tile of the other term": (
         "contraction.cu", "tile < tiles_first", "tile <= tiles_first",
@@ -675,6 +677,9 @@ MISTAKES: dict[str, tuple[str, str, str, Callable[[], Any]]] = {
         "if (n >= wanted) continue;\n        const index_t o = place(n);\n#pragma unroll\n        for",
         "if (n > wanted) continue;\n        const index_t o = place(n);\n        for",
         lambda: check_contraction(GEOMETRIES["blocks"], Tile(8, 8, False, 1), "float32")),
+    "contraction: one channel for all of a tile": (
+        "contraction.cu", "(offset_t)(256 / BN * i) * plane", "(offset_t)(256 / BN * 0) * plane",
+        lambda: check_contraction(GEOMETRIES["one_tap_a_tile"], Tile(4, 4, False, 1), "float32")),
     "contraction: one cell for all of a run": (
         "contraction.cu", "run.lane[l] = acc[i][j + l]", "run.lane[l] = acc[i][j]",
         lambda: check_contraction(GEOMETRIES["runs"], Tile(4, 8, False, 1), "float32")),

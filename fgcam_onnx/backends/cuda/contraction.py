@@ -109,7 +109,7 @@ class Packing:
     """The arrays and numbers that the kernel reads, and its grid.
 
     ``source``: spatial sizes of the input. ``padded_m``: length of a row of packed weights. ``run``: cells that may be
-    finished together.
+    finished together. ``uniform``: do the k of every tile belong to one tap?
     """
 
     weights: np.ndarray
@@ -121,6 +121,7 @@ class Packing:
     grid: tuple[int, int, int]
     flops: int
     run: int
+    uniform: bool
 
 
 def three(values: Sequence[int], missing: int) -> tuple[int, int, int]:
@@ -164,9 +165,9 @@ def choose_tile(operation: Contraction, *, multiprocessors: int, double: bool, t
     largest = 4 if double else 8
     tm = 1 if rows <= 16 else 4 if rows <= 64 else largest
     tn = 1 if pixels <= 16 else 4 if pixels <= 64 else largest
-    if wide and tm * tn == 64:
-        tn = 4  # 64-bit offsets take the registers
     tf32 = tf32 and tm > 1 and tn > 1 and not double
+    if tm * tn == 64 and (wide or (len(operation.spatial) == 3 and not tf32)):
+        tn = 4  # 64-bit offsets, or a third axis, take the registers
     tile = Tile(tm, tn, tf32, 1)
     blocks = -(-pixels // tile.bn) * -(-rows // tile.bm) * g * len(parts)
     tiles = max((len(operation.weights) * _rows(operation, p, tile) // tile.bk for p in parts), default=0)
@@ -264,7 +265,18 @@ def pack(operation: Contraction, tile: Tile, dtype: np.dtype[Any]) -> Packing:
     whole = len(found) == 1 and all(step == 1 for step in found[0].out_step)
     run = tile.run(np.dtype(dtype).itemsize)
     run = run if whole and cells_out % run == 0 else 1
-    return Packing(weights, table.astype(np.int32), structs, sizes, source, padded, grid, flops, run)
+    return Packing(
+        weights,
+        table.astype(np.int32),
+        structs,
+        sizes,
+        source,
+        padded,
+        grid,
+        flops,
+        run,
+        uniform=channels % tile.bk == 0,
+    )
 
 
 def to_tf32(x: np.ndarray) -> np.ndarray:

@@ -228,9 +228,10 @@ class Lowering:
         wide = wide or tile.splits * whole >= NARROW or packing.weights.size >= NARROW
         arguments: list[Argument] = [Pointer(first.buffer), Pointer(second.buffer)]
         arguments += [Pointer(Constant(a)) for a in (packing.weights, packing.taps, packing.phases, packing.sizes)]
-        arguments += [np.int32(number) for number in (*packing.source, packing.padded_m)]
+        numbers = (*packing.source, math.prod(packing.source), packing.padded_m)
+        arguments += [np.int32(number) for number in numbers]
         defines = [("TM", tile.tm), ("TN", tile.tn), ("TF32", int(tile.tf32)), ("SPLIT", int(tile.splits > 1)),
-                   ("TERMS", len(operation.inputs)),
+                   ("TERMS", len(operation.inputs)), ("UNIFORM", int(packing.uniform)),
                    ("AXES", 3 if len(operation.spatial) == 3 else 2)]  # fmt: skip
         kind = "adjoint" if operation.adjoint else "conv"
         label = f"{kind} {operation.channels}x{'x'.join(map(str, operation.spatial))}"

@@ -203,7 +203,7 @@ def finish_run(cell: Cell) -> str:
 
 MAP = """\
 // Generated: one pass over the cells of the images, {width} at a time.
-#define BLOCKS (sizeof(real) == 4 ? 4 : 2)     // on a multiprocessor: ptxas leaves registers for these
+#define BLOCKS (sizeof(real) == 4 ? 3 : 2)     // on a multiprocessor: ptxas leaves registers for these
 struct __align__({width} * (int)sizeof(real)) Pack {{ real lane[{width}]; }};
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) {name}(const index_arg cells{parameters})
 {{

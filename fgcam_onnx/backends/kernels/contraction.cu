@@ -12,6 +12,8 @@
 //   -DTF32        1: products on tensor cores with operands rounded to TF32, sums in float; the weights come rounded
 //   -DTERMS       pairs of input and weights that are added up. Two, (x+, w+) and (x-, w-) or the two halves of z^B, are
 //                 one product: the second follows the first along k
+//   -DUNIFORM     1: the k of a tile are channels of one tap, ``plane`` cells apart: whether a pixel's tap lies inside is
+//                 asked once a tile
 //   -DSPLIT       1: a block adds up a part of k; FINISH_RUN stores that partial sum
 //   -DRUN         cells that are finished together: 1, or as many as a thread has side by side in memory, up to 16 bytes,
 //                 where no run crosses the end of an image or of a row that is not next to its neighbour
@@ -31,6 +33,9 @@
 #endif
 #ifndef TERMS
 #define TERMS 1
+#endif
+#ifndef UNIFORM
+#define UNIFORM 0
 #endif
 #ifndef SPLIT
 #define SPLIT 0
@@ -99,12 +104,12 @@ __device__ __forceinline__ real rounded(real f) { return f; }
 extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     const real* __restrict__ first, const real* __restrict__ second, const real* __restrict__ packed,
     const int4* __restrict__ taps, const Phase* phases, const Sizes* sizes, const int depth, const int height,
-    const int width, const int padded_m FINISH_PARAMETERS)
+    const int width, const int plane, const int padded_m FINISH_PARAMETERS)
 {
     __shared__ __align__(16) real weights[2][BK * PADDED_M];
     __shared__ __align__(16) real gathered[2][BK * PADDED_N];
     const Sizes& s = *sizes;
-    const int part = blockIdx.z % s.splits, group = blockIdx.z / s.splits % s.groups;
+    const int group = blockIdx.z / s.splits % s.groups;
     const Phase& p = phases[blockIdx.z / s.splits / s.groups];
     const int tid = threadIdx.x;
     const int m0 = blockIdx.y * BM;
@@ -119,22 +124,34 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     const int image = here ? pixel / cells : 0;
     const int cell = here ? pixel - image * cells : 0;
     const int x = cell % p.cells[2] * p.step[2] + p.begin[2];
-    // A thread without a pixel reads from nowhere.
-    const int y = here ? cell / p.cells[2] % p.cells[1] * p.step[1] + p.begin[1] : -(1 << 29);
+    const int line = cell / p.cells[2] % p.cells[1] * p.step[1] + p.begin[1];
+    const int y = here ? line : -(1 << 29);     // a thread without a pixel reads from nowhere
 #if AXES == 3
     const int z = cell / (p.cells[2] * p.cells[1]) * p.step[0] + p.begin[0];
-    const offset_t base = ((offset_t)z * height + y) * width + x;
+    const offset_t base = ((offset_t)z * height + line) * width + x;
 #else
-    const offset_t base = (offset_t)y * width + x;
+    const offset_t base = (offset_t)line * width + x;
 #endif
     // Offsets and not pointers: half the registers.
+#if UNIFORM
+    const offset_t origin = (offset_t)(image * s.in_image + group * s.in_group) + base + (offset_t)row * plane;
+    const int table = p.taps;
+#else
     const offset_t origin = (offset_t)(image * s.in_image + group * s.in_group) + base;
     const int table = p.taps + row;
+#endif
     const offset_t corner = (offset_t)(p.weights + group * s.packed_group) + m0;
 
 #if TERMS == 2
     const int tiles_first = p.tiles_first;
 #endif
+    // Does the tap of a row of the table, {offset, dz, dy, dx}, lie inside the input?
+    auto inside = [&](const int4& t) -> bool {
+#if AXES == 3
+        if ((unsigned)(z + t.y) >= (unsigned)depth) return false;
+#endif
+        return ((unsigned)(y + t.z) < (unsigned)height) & ((unsigned)(x + t.w) < (unsigned)width);
+    };
     Piece from_weights[PIECES];
     real from_input[GATHERED];
     auto load = [&](int tile) {
@@ -149,15 +166,20 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
 #else
         const real* __restrict__ in = first;
 #endif
+#if UNIFORM
+        const int4 t = __ldg(taps + (table + tile * BK));
+        const bool there = inside(t);
+        const offset_t at = origin + t.x;
+#pragma unroll
+        for (int i = 0; i < GATHERED; ++i)
+            from_input[i] = there ? __ldg(in + (at + (offset_t)(256 / BN * i) * plane)) : (real)0;
+#else
 #pragma unroll
         for (int i = 0; i < GATHERED; ++i) {
-            const int4 t = __ldg(taps + (table + tile * BK + 256 / BN * i));      // {offset, dz, dy, dx}
-            bool inside = ((unsigned)(y + t.z) < (unsigned)height) & ((unsigned)(x + t.w) < (unsigned)width);
-#if AXES == 3
-            inside &= (unsigned)(z + t.y) < (unsigned)depth;
-#endif
-            from_input[i] = inside ? __ldg(in + (origin + t.x)) : (real)0;
+            const int4 t = __ldg(taps + (table + tile * BK + 256 / BN * i));
+            from_input[i] = inside(t) ? __ldg(in + (origin + t.x)) : (real)0;
         }
+#endif
     };
     auto store = [&](int buffer) {
 #pragma unroll
@@ -173,6 +195,7 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) contraction(
     };
 
 #if SPLIT
+    const int part = blockIdx.z % s.splits;
     const int begin = (int)((long long)p.tiles * part / s.splits), end = (int)((long long)p.tiles * (part + 1) / s.splits);
 #else
     const int begin = 0, end = p.tiles;
