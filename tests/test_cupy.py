@@ -524,7 +524,7 @@ def test_fast_needs_tensor_cores() -> None:
         (
             "auto",
             "fast",
-            "backend 'auto' computes in float32 only\n"
+            "backend 'auto' is ort here and computes in float32 only\n"
             f"  known   the descent runs on the CPU: {PROBE_FAILED}CUDARuntimeError: {DRIVER}\n"
             "  next    precision='fast' is for backend='cupy'",
         ),
