@@ -5,7 +5,9 @@ Each network is small enough that the expected numbers stand in the test, worked
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import backends
 import numpy as np
@@ -15,7 +17,9 @@ from backends import Named
 from single_op import Descent, Floats, close, descend, tape
 from tiny_models import Net, attention, squeeze_excite, vgg
 
-from fgcam_onnx.composite import GradientComposite, RelevanceComposite
+from fgcam_onnx.backends.base import Array, Program
+from fgcam_onnx.backends.numpy import NumpyBackend, NumpyVerbs
+from fgcam_onnx.composite import Composite, GradientComposite, RelevanceComposite
 from fgcam_onnx.descent import plan
 from fgcam_onnx.errors import LayerError, UnsupportedOpError
 from fgcam_onnx.graph.load import load
@@ -350,3 +354,60 @@ def test_a_plan_says_in_its_key_what_it_depends_on() -> None:
         for dead in (False, True)
     }
     assert len(keys) == 18
+
+
+# --- what may be rounded ----------------------------------------------------------------------------------------------
+
+
+class Listening(NumpyVerbs):
+    """Remembers of each product whether its terms were said to have one sign."""
+
+    def __init__(self) -> None:
+        super().__init__(np.float64)
+        self.products: list[bool] = []
+
+    def rounding(self, *, one_sign: bool) -> None:
+        self.said = one_sign
+
+    def conv(self, *given: Any) -> Array:
+        self.products.append(self.said)
+        return super().conv(*given)
+
+    def conv_adjoint(self, *given: Any) -> Array:
+        self.products.append(self.said)
+        return super().conv_adjoint(*given)
+
+    def matmul(self, *given: Any) -> Array:
+        self.products.append(self.said)
+        return super().matmul(*given)
+
+
+class Listener(NumpyBackend):
+    def __init__(self) -> None:
+        super().__init__(np.float64)
+        self.verbs = Listening()
+
+    def execute(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, Floats]:
+        return dict(program.run(self.verbs, inputs))
+
+
+@pytest.mark.parametrize(
+    ("composite", "source", "target", "expected"),
+    [
+        # conv2 by z+, whose input is >= 0: there and back; conv1 by z^B: two halves there and two back
+        (RelevanceComposite(), "pool2.y", "image", [True, True, True, True, True, True]),
+        (RelevanceComposite(zb_bounds=(-9, 9)), "pool2.y", "image", [True, True, False, False, False, False]),
+        (RelevanceComposite(first_layer="flat"), "pool2.y", "image", [True, True, False, False]),
+        (GradientComposite(), "pool2.y", "image", [False, False]),
+        (GradientComposite(), "fc2.y", "pool2.y", [False, False]),
+    ],
+    ids=["zB", "given_bounds", "flat", "gradient", "gradient_of_the_head"],
+)
+def test_only_products_of_one_sign_may_be_rounded(
+    composite: Composite, source: str, target: str, expected: list[bool]
+) -> None:
+    """z+ and z^B, and nothing else: a gradient's terms cancel, and bounds that a user gives are a word, not a fact."""
+    model, listener = vgg(), Listener()
+    x = np.random.default_rng(0).normal(size=(1, 3, 16, 12))
+    descend(model, x, source, target, composite=composite, backend=listener)
+    assert listener.verbs.products == expected

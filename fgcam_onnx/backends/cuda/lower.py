@@ -140,7 +140,7 @@ class Lowering:
         wide = self._wide(everything) if wide is None else wide
         if cell is not None and not text:
             text = finish(cell)
-        stored = [a.buffer for (array, _), a in zip(cell.stores, _stored(cell), strict=True)] if cell else []
+        stored = [a.buffer for a in _stored(cell)] if cell else []
         pointed = (a.buffer for a in everything if isinstance(a, Pointer))
         touched = dict.fromkeys(buffer for buffer in pointed if isinstance(buffer, Buffer))
         self.launches.append(
