@@ -286,6 +286,13 @@ def test_explain_says_what_it_chose(run: Run, fake: type[FakeExplainer]) -> None
     assert sorted(p.name for p in Path("fgcam_maps").iterdir()) == ["a.npy", "a.png", "manifest.json"]
 
 
+def test_explain_hands_on_where_and_how_precisely(run: Run, fake: type[FakeExplainer]) -> None:
+    code, out, err = run("explain", "m.onnx", picture(Path("a.png")), "--backend", "numpy", "--precision", "float64")
+    assert (code, err) == (0, "")
+    assert (fake.last.backend, fake.last.precision) == ("numpy", "float64")
+    assert "backend    numpy   float64   CPUExecutionProvider\n" in out
+
+
 def summary() -> str:
     from fgcam_onnx.methods import METHODS
 
