@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import single_op
 import torch
-from single_op import Case, Floats, X, close, grid, linear_ops, numeric_gradient, rule
+from operator_cases import grid
+from single_op import Case, Floats, X, close, linear_ops, numeric_gradient, rule
 from torch.nn import functional as F  # noqa: N812
 
 from fgcam_onnx import registry

@@ -15,7 +15,8 @@ import onnx
 import pytest
 import single_op
 from onnx import defs
-from single_op import Case, Floats, Result, close, descend, distinct, flatten, grid, linear_ops, rule, rules, tape
+from operator_cases import distinct, grid
+from single_op import Case, Floats, Result, close, descend, flatten, linear_ops, rule, rules, tape
 from tiny_models import Net, vgg
 
 from fgcam_onnx import registry
@@ -156,7 +157,7 @@ def test_no_operator_is_forgotten() -> None:
     newest = defs.onnx_opset_version()
     for row in registry.table():
         cases = [case for case in grid() if case.op == row.op]
-        assert cases, f"{row.op} has no case in single_op.grid()"
+        assert cases, f"{row.op} has no case in operator_cases.grid()"
         named = set(row.rules["relevance"].split(" | ")) if row.op not in linear_ops() else {"z_plus", "flat"}
         assert named <= {name for case in cases for name in rules(case.op)}
         in_force = {v for v in row.since if 7 <= v <= newest} | {max((v for v in row.since if v <= 7), default=0)} - {0}

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 import single_op
-from single_op import Case, Floats, Result, X, close, dense, flatten, grid, linear_ops, rule, rules
+from operator_cases import grid
+from single_op import Case, Floats, Result, X, close, dense, flatten, linear_ops, rule, rules
 
 Answer = tuple[dict[int, Floats], Floats]  # relevance by operand, and the relevance that was dropped, per output cell
 Replica = Callable[[Case, dict[str, Floats], list[Floats]], Answer]
