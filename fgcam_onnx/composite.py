@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # The first-layer option's values are the paper's names; the formulas have those of the files.
 FIRST_LAYER = {"zB": "z_box", "z+": "z_plus", "flat": "flat"}
 # Which option chooses the rule of an operator.
-CHOSEN_BY = {"Relu": "relu", "Clip": "relu", SATURATE: "relu", "Add": "add", "Sum": "add", "Sub": "add", "Mul": "mul"}
+CHOSEN_BY = {"Relu": "relu", "Clip": "relu", SATURATE: "relu", "Add": "add", "Sum": "add", "Mean": "add", "Sub": "add", "Mul": "mul"}
 CHOSEN_BY |= {"MaxPool": "maxpool", "GlobalMaxPool": "maxpool"}
 
 Bounds = str | tuple[Sequence[float] | float, Sequence[float] | float]
@@ -95,7 +95,7 @@ def _first(layer: Layer, graph: LayerGraph) -> tuple[int, ...]:
 def _own_rule(layer: Layer, graph: LayerGraph, kind: str, name: str | None) -> Rule | Gap:
     rule = registry.find(kind, layer.op, name)
     if rule is None:
-        return Gap(f"no {kind} rule for {layer.op}-{layer.version}")
+        return Gap(registry.reason_against(kind, layer.op) or f"no {kind} rule for {layer.op}-{layer.version}")
     if layer.version not in rule.since:
         return Gap(_too_new(layer, rule.since))
     refusal = rule.refuses(layer, graph)

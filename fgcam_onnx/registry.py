@@ -25,7 +25,8 @@ from fgcam_onnx.errors import RegistryError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 
-__all__ = ["LinearMap", "OpRow", "Rule", "find", "gradient", "linear_map", "relevance", "table", "versions"]
+__all__ = ["LinearMap", "OpRow", "Rule", "find", "gradient", "linear_map", "no_rule", "reason_against"]
+__all__ += ["relevance", "table", "versions"]
 
 DeadInputs = Literal["always", "inherits", "never"]
 RuleFunction = Callable[[Node, Any, Verbs], Flow]
@@ -119,6 +120,7 @@ class OpRow:
 
 _RULES: dict[tuple[str, str, str], Rule] = {}  # (kind, op, name)
 _LINEAR: dict[str, tuple[type[LinearMap], tuple[int, ...]]] = {}
+_AGAINST: dict[tuple[str, str], str] = {}  # (kind, op) -> why there is no rule
 
 
 def _check(op: str, since: tuple[int, ...], what: str) -> None:
@@ -202,6 +204,19 @@ def gradient(
         return function
 
     return register
+
+
+def no_rule(kind: str, reason: str, *ops: str) -> None:
+    """State why operators have no rule of a kind: errors and coverage then say it."""
+    for op in ops:
+        _refuse_second((kind, op) in _AGAINST, f"why {op} has no {kind} rule")
+        _AGAINST[kind, op] = reason
+
+
+def reason_against(kind: str, op: str) -> str | None:
+    """Why the operator has no rule of that kind, None if nobody decided against one."""
+    _load_rules()
+    return _AGAINST.get((kind, op))
 
 
 def _load_rules() -> None:

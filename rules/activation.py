@@ -32,6 +32,7 @@ SMOOTH = {
     "Celu": (12, 28),
     "Softplus": (1, 22),
     "Softsign": (1, 22),
+    "ThresholdedRelu": (10, 22),
     "Tanh": (6, 13),
     "Sigmoid": (6, 13),
     "HardSigmoid": (6, 22),
@@ -55,7 +56,7 @@ def _first(layer: Layer, graph: LayerGraph) -> tuple[int, ...]:
 
 def _constant_parameters(layer: Layer, graph: LayerGraph) -> str | None:
     for i in range(1, len(layer.inputs)):
-        if layer.given(i) and layer.constant(i) is None:
+        if layer.unknown(i):
             return f"its operand {layer.inputs[i]!r} is computed in the graph"
     return None
 
@@ -163,6 +164,11 @@ def _softsign(node: Node, xp: Verbs) -> Array:
     return xp.mul(rest, rest)
 
 
+def _thresholded(node: Node, xp: Verbs) -> Array:
+    """1[x > alpha]"""
+    return _above(node.x(), xp, node.attributes["alpha"])
+
+
 def _tanh(node: Node, xp: Verbs) -> Array:
     """1 - y^2"""
     return xp.sub(xp.constant(1.0), xp.mul(node.y, node.y))
@@ -265,6 +271,7 @@ for _op, _reads, _slope in (
     ("Celu", "y", _celu),
     ("Softplus", "x", _softplus),
     ("Softsign", "y", _softsign),
+    ("ThresholdedRelu", "x", _thresholded),
     ("Tanh", "y", _tanh),
     ("Sigmoid", "y", _sigmoid),
     ("HardSigmoid", "y", _hard_sigmoid),

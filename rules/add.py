@@ -1,4 +1,4 @@
-"""Add, Sum, Sub: where branches meet.
+"""Add, Sum, Mean, Sub: where branches meet.
 
     zplus:  R_a = a^+ / (a^+ + b^+ + ...) R        Sub(a, b) counts b as -b
     norm:   R_a = a / (a + b + ...) R              shares are unbounded where signs differ
@@ -16,7 +16,7 @@ from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 from fgcam_onnx.registry import DeadInputs, gradient, relevance
 
-OPS = {"Add": (7, 13, 14), "Sum": (8, 13), "Sub": (7, 13, 14)}
+OPS = {"Add": (7, 13, 14), "Sum": (6, 8, 13), "Mean": (6, 8, 13), "Sub": (7, 13, 14)}
 
 
 def _terms(node: Node, xp: Verbs) -> dict[int, Array]:
@@ -66,7 +66,9 @@ def _split(node: Node, terms: dict[int, Array], r: Array, xp: Verbs, *, nonnegat
 
 @gradient(**OPS)
 def derivative(node: Node, r: Array, xp: Verbs) -> Flow:
-    """g to every operand, -g to what is subtracted."""
+    """g to every operand, -g to what is subtracted; a Mean of n hands g / n."""
+    if node.layer.op == "Mean":
+        r = xp.mul(r, xp.constant(1 / len(node.layer.inputs)))
     parts = {}
     for i in node.layer.operands:
         g = xp.mul(r, xp.constant(-1.0)) if node.layer.op == "Sub" and i == 1 else r

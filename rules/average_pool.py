@@ -16,7 +16,7 @@ from fgcam_onnx.backends.base import Array, Verbs
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Node
 from fgcam_onnx.registry import LinearMap, linear_map
-from fgcam_onnx.rules.geometry import window
+from fgcam_onnx.rules.geometry import reduced_axes, refuses_reduction, window
 
 
 class FixedWeights(LinearMap):
@@ -81,36 +81,21 @@ class Reduce(FixedWeights):
 
     @classmethod
     def refuses(cls, layer: Layer, graph: LayerGraph) -> str | None:
-        if layer.given(1) and layer.constant(1) is None:
-            return "its axes are computed in the graph"
-        axes, rank = layer.constant(1), len(graph.tensor(layer.inputs[0]).shape or ())
-        named = layer.attributes.get("axes") if axes is None else axes.tolist()
-        if not named and not layer.attributes.get("noop_with_empty_axes"):
-            return "it reduces over all axes, the batch included"
-        if named and any(a == 0 or (rank and a == -rank) for a in named):
-            return "it reduces over the batch"
-        return None
-
-    @classmethod
-    def axes(cls, node: Node) -> tuple[int, ...]:
-        operand = node.layer.constant(1)
-        named = node.attributes.get("axes") if operand is None else operand.ravel().tolist()
-        rank = len(node.in_shape())
-        return tuple(sorted(int(a) % rank for a in named or ()))
+        return refuses_reduction(layer, graph)
 
     @classmethod
     def factor(cls, node: Node) -> float:
-        return 1 / math.prod(node.in_shape()[a] for a in cls.axes(node)) if cls.mean else 1.0
+        return 1 / math.prod(node.in_shape()[a] for a in reduced_axes(node)) if cls.mean else 1.0
 
     @classmethod
     def apply(cls, node: Node, x: Array, w: Array | None, xp: Verbs) -> Array:
-        axes = cls.axes(node)
+        axes = reduced_axes(node)
         y = xp.mul(xp.reduce_sum(x, axes), xp.constant(cls.factor(node))) if axes else x
         return xp.reshape(y, node.out_shape())
 
     @classmethod
     def adjoint(cls, node: Node, s: Array, w: Array | None, xp: Verbs) -> Array:
-        axes, shape = cls.axes(node), node.in_shape()
+        axes, shape = reduced_axes(node), node.in_shape()
         kept = [1 if a in axes else d for a, d in enumerate(shape)]
         return xp.expand(xp.mul(xp.reshape(s, kept), xp.constant(cls.factor(node))), shape)
 

@@ -1,4 +1,4 @@
-"""Sizes of windows: ONNX's strides, pads, dilations, auto_pad and ceil_mode, made explicit.
+"""Sizes of windows: ONNX's strides, pads, dilations, auto_pad and ceil_mode, made explicit; and reduced axes.
 
 The end padding never appears: it follows from the input and output sizes, both known (backends.base.Window).
 """
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fgcam_onnx.backends.base import Convolution, Window
+from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Node
 
-__all__ = ["convolution", "window"]
+__all__ = ["convolution", "ints", "reduced_axes", "refuses_reduction", "window"]
 
 
 def convolution(node: Node, kernel: Sequence[int]) -> Convolution:
@@ -27,8 +28,8 @@ def window(node: Node) -> Window:
 
 def _resolve(node: Node, kernel: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     axes = len(kernel)
-    strides = _ints(node.attributes.get("strides")) or (1,) * axes
-    dilations = _ints(node.attributes.get("dilations")) or (1,) * axes
+    strides = ints(node.attributes.get("strides")) or (1,) * axes
+    dilations = ints(node.attributes.get("dilations")) or (1,) * axes
     mode = node.attributes.get("auto_pad", "NOTSET")
     if mode in ("SAME_UPPER", "SAME_LOWER"):
         spatial, out = node.in_shape()[2:], node.out_shape()[2:]
@@ -37,9 +38,31 @@ def _resolve(node: Node, kernel: Sequence[int]) -> tuple[tuple[int, ...], tuple[
             whole = max((o - 1) * s + (k - 1) * d + 1 - size, 0)
             begins.append(whole // 2 if mode == "SAME_UPPER" else whole - whole // 2)
         return strides, tuple(begins), dilations
-    pads = _ints(node.attributes.get("pads")) if mode == "NOTSET" else ()
+    pads = ints(node.attributes.get("pads")) if mode == "NOTSET" else ()
     return strides, (pads or (0,) * 2 * axes)[:axes], dilations
 
 
-def _ints(values: Sequence[int] | None) -> tuple[int, ...]:
+def ints(values: Sequence[int] | None) -> tuple[int, ...]:
+    """An attribute's numbers, () if it is not given."""
     return tuple(int(v) for v in values or ())
+
+
+def refuses_reduction(layer: Layer, graph: LayerGraph) -> str | None:
+    """Why a Reduce... layer cannot be served: its axes are unknown, or the batch is among them."""
+    if layer.unknown(1):
+        return "its axes are computed in the graph"
+    axes, rank = layer.constant(1), len(graph.tensor(layer.inputs[0]).shape or ())
+    named = layer.attributes.get("axes") if axes is None else axes.tolist()
+    if not named and not layer.attributes.get("noop_with_empty_axes"):
+        return "it reduces over all axes, the batch included"
+    if named and any(a == 0 or (rank and a == -rank) for a in named):
+        return "it reduces over the batch"
+    return None
+
+
+def reduced_axes(node: Node) -> tuple[int, ...]:
+    """The axes of a Reduce... node: an attribute, or in later versions an operand."""
+    operand = node.layer.constant(1)
+    named = node.attributes.get("axes") if operand is None else operand.ravel().tolist()
+    rank = len(node.in_shape())
+    return tuple(sorted(int(a) % rank for a in named or ()))

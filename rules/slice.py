@@ -1,4 +1,4 @@
-"""Slice, Gather, Pad: index maps that leave cells out, or repeat or surround them.
+"""Slice, Pad: index maps that leave cells out, or surround them.
 
 Relevance goes back to the cell that was read; a cell that nobody read gets 0. Pad: what sits on constant padding has
 no source and is leaked; reflect and edge padding add back to the cell they copied. The derivative is the same map.
@@ -15,7 +15,6 @@ from fgcam_onnx.node import Flow, Node
 from fgcam_onnx.registry import gradient, relevance
 
 SLICE = {"Slice": (1, 10, 11, 13)}
-GATHER = {"Gather": (1, 11, 13)}
 PAD = {"Pad": (2, 11, 13, 18, 19, 21, 23, 24, 25)}
 
 
@@ -25,10 +24,8 @@ def _first(layer: Layer, graph: LayerGraph) -> tuple[int, ...]:
 
 def _dynamic(layer: Layer, graph: LayerGraph) -> str | None:
     for i in range(1, len(layer.inputs)):
-        if layer.given(i) and layer.constant(i) is None:
+        if layer.unknown(i):
             return f"its operand {layer.inputs[i]!r} is computed in the graph"
-    if layer.op == "Gather" and (0 in layer.constants or layer.attributes.get("axis", 0) == 0):
-        return "it gathers along the batch"
     return None
 
 
@@ -66,17 +63,6 @@ def unslice(node: Node, r: Array, xp: Verbs) -> Flow:
         else:
             r = xp.scatter_add(r, cells, axis, size)
     return Flow({0: r})
-
-
-@gradient(sends=_first, refuses=_dynamic, **GATHER)
-@relevance("scatter", dead_inputs="inherits", sends=_first, refuses=_dynamic, **GATHER)
-def scatter(node: Node, r: Array, xp: Verbs) -> Flow:
-    """r [n, ..., *indices.shape, ...] -> the input's shape; repeated indices add."""
-    shape, indices = node.in_shape(), node.layer.constants[1].astype(np.int64)
-    axis = int(node.attributes.get("axis", 0)) % len(shape)
-    flat = np.where(indices < 0, indices + shape[axis], indices).ravel()
-    r = xp.reshape(r, (*shape[:axis], flat.size, *shape[axis + 1 :]))
-    return Flow({0: xp.scatter_add(r, flat, axis, shape[axis])})
 
 
 @gradient(sends=_first, refuses=_dynamic, **PAD)

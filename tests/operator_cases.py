@@ -60,6 +60,8 @@ def grid() -> tuple[Case, ...]:
     add = _Grid()
     for fill in (
         _convolutions,
+        _transposed_convolutions,
+        _resizes,
         _matrices,
         _averages,
         _max_pools,
@@ -68,6 +70,8 @@ def grid() -> tuple[Case, ...]:
         _slices,
         _shapes,
         _norms,
+        _standardisations,
+        _copies,
         _smooth,
     ):
         fill(add)
@@ -131,6 +135,77 @@ def _convolutions(add: _Grid) -> None:
         group=2,
     )
     add("Conv", X((1, 2, 5, 4, 6)), _weight(3, 2, 2, 2, 2), tag="3d", dilations=[2, 1, 3], strides=[2, 2, 2])
+
+
+def _transposed_convolutions(add: _Grid) -> None:
+    x = X((2, 4, 5, 4))
+    w = _weight(4, 3, 3, 2)
+    add("ConvTranspose", x, w, opset=(7, 11, 22))
+    add("ConvTranspose", x, w, _weight(3), tag="bias", kernel_shape=[3, 2], strides=[2, 3])
+    add("ConvTranspose", x, w, strides=[2, 2], pads=[1, 0, 2, 1])
+    add("ConvTranspose", x, w, strides=[2, 3], output_padding=[1, 2])
+    add("ConvTranspose", x, w, dilations=[2, 3], pads=[0, 1, 1, 2])
+    add("ConvTranspose", x, w, strides=[2, 2], dilations=[1, 2], pads=[1, 1, 0, 2], output_padding=[1, 0])
+    add("ConvTranspose", x, w, auto_pad="SAME_UPPER", strides=[2, 2])
+    add("ConvTranspose", x, w, auto_pad="SAME_LOWER", strides=[2, 2])
+    add("ConvTranspose", x, w, auto_pad="VALID", strides=[1, 2])
+    add("ConvTranspose", x, w, output_shape=[10, 9], strides=[2, 2])
+    add("ConvTranspose", x, w, output_shape=[9, 8], strides=[2, 2], auto_pad="SAME_UPPER")
+    add("ConvTranspose", x, _weight(4, 3, 2, 2), group=2, strides=[2, 2])
+    add("ConvTranspose", x, _weight(4, 1, 3, 3), tag="depthwise", group=4, pads=[1, 1, 1, 1])
+    add("ConvTranspose", x, _weight(4, 2, 2, 2), tag="stride_over_kernel", strides=[3, 4])
+    add("ConvTranspose", x, _weight(4, 5, 1, 1), tag="pointwise")
+    add("ConvTranspose", X((2, 3, 1, 1)), _weight(3, 2, 4, 3), tag="one_cell")
+    add("ConvTranspose", X((2, 3, 7)), _weight(3, 4, 4), tag="1d", strides=[2], pads=[1, 1])
+    add(
+        "ConvTranspose",
+        X((1, 2, 3, 2, 4)),
+        _weight(2, 2, 2, 3, 2),
+        tag="3d",
+        strides=[1, 2, 2],
+        pads=[0, 1, 0, 1, 0, 1],
+    )
+
+
+def _resizes(add: _Grid) -> None:
+    x, one = X((2, 3, 4, 5)), X((1, 3, 4, 5))
+    none = np.zeros(0, np.float32)
+    twice, uneven = (np.asarray([1, 1, *s], np.float32) for s in ((2, 2), (1.6, 0.7)))
+    asymmetric = {"coordinate_transformation_mode": "asymmetric"}
+    add("Upsample", x, opset=7, scales=[1.0, 1.0, 2.0, 3.0])
+    add("Upsample", x, np.asarray([1, 1, 2, 1.5], np.float32), opset=9, mode="linear")
+    add("Upsample", x, np.asarray([1, 1, 3, 2], np.float32), opset=9, tag="nearest")
+    for mode in ("nearest", "linear"):
+        add("Resize", x, twice, opset=10, tag="twice", mode=mode)
+        add("Resize", x, none, twice, opset=(11, 13, 18, 19), tag="twice", mode=mode)
+        add("Resize", x, none, uneven, tag="uneven", mode=mode)
+        add("Resize", one, none, None, _ints(1, 3, 7, 3), tag="sizes", mode=mode)
+        add("Resize", x, none, uneven, tag="uneven", mode=mode, **asymmetric)
+        add("Resize", x, none, uneven, tag="uneven", mode=mode, coordinate_transformation_mode="align_corners")
+        add("Resize", x, none, uneven, tag="uneven", mode=mode, coordinate_transformation_mode="pytorch_half_pixel")
+        add("Resize", x, none, uneven, opset=19, tag="uneven", mode=mode,
+            coordinate_transformation_mode="half_pixel_symmetric")  # fmt: skip
+        add("Resize", one, np.asarray([0, 0, 0.1, -0.2, 1, 1, 0.8, 1.1], np.float32), None, _ints(1, 3, 6, 7),
+            tag="region", mode=mode, coordinate_transformation_mode="tf_crop_and_resize")  # fmt: skip
+    for rounding in ("floor", "ceil", "round_prefer_ceil"):
+        add("Resize", x, none, uneven, tag="uneven", nearest_mode=rounding)
+        add("Resize", x, none, twice, tag="twice", nearest_mode=rounding, **asymmetric)
+    add("Resize", x, none, np.asarray([1, 1, 0.5, 0.4], np.float32), tag="shrinks", mode="nearest")
+    add("Resize", x, none, twice, tag="twice", mode="cubic")
+    add("Resize", x, none, uneven, tag="uneven", mode="cubic", cubic_coeff_a=-0.5, exclude_outside=1)
+    add("Resize", x, none, uneven, opset=18, tag="uneven", mode="cubic", antialias=1)
+    add(
+        "Resize", x, none, np.asarray([1, 1, 0.5, 0.4], np.float32), opset=18, tag="shrinks", mode="linear", antialias=1
+    )
+    add("Resize", x, none, np.asarray([2, 1.5], np.float32), opset=18, tag="axes", mode="linear", axes=[2, 3])
+    add("Resize", x, none, None, _ints(7, 7), opset=18, axes=[2, 3], keep_aspect_ratio_policy="not_larger")
+    add("Resize", x, none, None, _ints(7, 7), opset=18, axes=[2, 3], keep_aspect_ratio_policy="not_smaller",
+        mode="linear")  # fmt: skip
+    add("Resize", X((2, 3, 6)), none, np.asarray([1, 1, 1.5], np.float32), tag="1d", mode="linear")
+    add("Resize", X((1, 2, 3, 2, 3)), none, np.asarray([1, 1, 2, 1, 1.5], np.float32), tag="3d", mode="linear")
+    add("Resize", X((2, 4, 5, 3)), none, np.asarray([1, 2, 1.5, 1], np.float32), tag="nhwc", mode="linear")
+    add("Resize", X((1, 3, 2, 2)), none, None, _ints(1, 3, 1, 1), tag="one_cell", mode="linear",
+        coordinate_transformation_mode="pytorch_half_pixel")  # fmt: skip
 
 
 def _matrices(add: _Grid) -> None:
@@ -204,6 +279,11 @@ def _max_pools(add: _Grid) -> None:
     add("GlobalMaxPool", x, opset=(7, 22))
     add("GlobalMaxPool", ties, tag="ties")
     add("GlobalMaxPool", X((2, 3, 5)), tag="1d")
+    add("ReduceMax", x, opset=(7, 11, 12, 13), axes=[2, 3])
+    add("ReduceMax", ties, opset=13, tag="ties", axes=[-1, 1], keepdims=0)
+    add("ReduceMax", x, _ints(1), opset=(18, 20), tag="operand", keepdims=0)
+    add("ReduceMax", x, _ints(3, 2), opset=18, tag="operand")
+    add("ReduceMax", x, _ints(), opset=18, tag="none", noop_with_empty_axes=1)
 
 
 def _arithmetic(add: _Grid) -> None:
@@ -216,9 +296,17 @@ def _arithmetic(add: _Grid) -> None:
         add(op, a, _weight(3, 1, 1), tag="constant")
         add(op, _weight(3, 1, 1), a, tag="constant_first")
         add(op, X((2, 1, 4, 1)), _weight(3, 1, 5), tag="constant_broadcasts")
-    add("Sum", a, b, X((2, 3, 4, 5)), opset=(8, 13))
+    add("Sum", a, b, X((2, 3, 4, 5)), opset=(7, 8, 13))
     add("Sum", a, X((2, 3, 1, 5)), _weight(3, 4, 1), tag="broadcast_and_constant")
     add("Sum", a, tag="one")
+    add("Mean", a, b, opset=(7, 8, 13))
+    add("Mean", a, X((2, 3, 1, 5)), _weight(3, 4, 1), tag="broadcast_and_constant")
+    whole = [X(values=np.random.default_rng(k).integers(-2, 3, (2, 3, 4, 5))) for k in range(3)]
+    for op in ("Max", "Min"):
+        add(op, *whole, opset=(7, 8, 12, 13), tag="ties")
+        add(op, a, X((2, 1, 4, 5)), tag="broadcast")
+        add(op, a, _scalar(0.2), tag="constant")
+        add(op, _weight(3, 1, 1), a, b, tag="constant_first")
     add("Mul", a, b, opset=(7, 13, 14))
     add("Mul", a, X((2, 3, 1, 1)), tag="gate")
     add("Mul", X((2, 3, 1, 1)), a, tag="gate_first")
@@ -258,6 +346,10 @@ def _slices(add: _Grid) -> None:
     add("Gather", x, _ints(3, 0, 3, -1), opset=(7, 11, 13), tag="repeated", axis=1)
     add("Gather", x, np.asarray(2, np.int64), tag="scalar", axis=-2)
     add("Gather", x, _ints(5, 1, 1, 0).reshape(2, 2), tag="two_axes", axis=3)
+    cells = np.asarray([[[0, 2], [4, -1], [0, 2]]], np.int64)
+    add("GatherND", X((1, 5, 7, 6)), cells, opset=(12, 13), batch_dims=1)
+    add("fgcam::Strided", X((1, 3, 2, 2)), _ints(11, 0, 5, 5, 2, 1).reshape(1, 2, 3), tag="repeated")
+    add("GatherND", X((1, 2, 4, 3)), _ints(3, 0, 1, -4).reshape(1, 2, 2, 1), tag="rows", batch_dims=2)
     add("Pad", x, opset=7, pads=[0, 0, 1, 2, 0, 0, 0, 3])
     add("Pad", x, opset=7, mode="reflect", pads=[0, 0, 2, 1, 0, 0, 3, 0])
     add("Pad", x, _ints(0, 0, 1, 2, 0, 1, 0, 3), opset=(11, 13, 18, 19, 21, 23, 24, 25), tag="constant")
@@ -301,6 +393,34 @@ def _norms(add: _Grid) -> None:
     add("LRN", X((2, 6, 3, 2)), tag="defaults", size=5)
 
 
+def _standardisations(add: _Grid) -> None:
+    x = X((2, 4, 3, 5))
+    add("InstanceNormalization", x, _weight(4), _weight(4, seed=1), opset=(7, 22), epsilon=0.2)
+    add("InstanceNormalization", X((2, 3, 5)), _weight(3), _weight(3, seed=1), tag="1d")
+    add("GroupNormalization", x, _weight(4), _weight(4, seed=1), opset=21, num_groups=2, epsilon=0.1)
+    add("LayerNormalization", x, _weight(5), _weight(5, seed=1), epsilon=0.1)
+    add("LayerNormalization", x, _weight(4, 3, 5), axis=1)
+    add("LayerNormalization", x, _weight(3, 5), _weight(3, 5, seed=1), axis=-2, stash_type=1)
+    add("RMSNormalization", x, _weight(5), opset=23, epsilon=0.1)
+    add("RMSNormalization", x, _weight(3, 5), opset=23, axis=2)
+    add("MeanVarianceNormalization", x, opset=(9, 13), axes=[2, 3])
+    add("MeanVarianceNormalization", x, opset=13, axes=[-3])
+    add("fgcam::Standardise", x, axes=[-1], epsilon=0.1, centred=1)
+    add("fgcam::Standardise", x, axes=[1], epsilon=0.1, centred=0)
+
+
+def _copies(add: _Grid) -> None:
+    x = X((2, 3, 1, 5))
+    add("Expand", x, _ints(1, 3, 4, 5), opset=(8, 13))
+    add("Expand", X((2, 1, 4, 1)), _ints(3, 1, 2), tag="broadcasts_back")
+    add("Tile", X((2, 3, 4)), _ints(1, 2, 3), opset=(7, 13))
+    add("Tile", X((2, 3, 2, 4)), _ints(1, 1, 2, 1), tag="one_axis")
+    add("SpaceToDepth", X((2, 3, 4, 6)), opset=(7, 13, 28), blocksize=2)
+    add("SpaceToDepth", X((2, 3, 4, 6)), opset=28, blocksize=2, mode="CRD")
+    add("DepthToSpace", X((2, 12, 2, 3)), opset=(7, 11, 13, 28), blocksize=2)
+    add("DepthToSpace", X((2, 8, 2, 3)), blocksize=2, mode="CRD")
+
+
 def _smooth(add: _Grid) -> None:
     x = X((2, 3, 4, 5))
     spread = X(values=6 * np.random.default_rng(3).normal(size=(2, 3, 4, 5)))
@@ -323,6 +443,7 @@ def _smooth(add: _Grid) -> None:
     add("Celu", x, opset=(12, 28), alpha=0.6)
     add("Softplus", spread, opset=(7, 22))
     add("Softsign", x, opset=(7, 22))
+    add("ThresholdedRelu", x, opset=(10, 22), alpha=0.4)
     add("Tanh", x, opset=(7, 13))
     add("Sigmoid", spread, opset=(7, 13))
     add("HardSigmoid", spread, opset=(7, 22), alpha=0.3, beta=0.4)

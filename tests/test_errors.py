@@ -9,6 +9,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import tiny_models
+from onnx import helper
 from tiny_models import Net
 
 from fgcam_onnx import Explainer, errors
@@ -55,7 +57,7 @@ def caught(kind: type[FgcamError], call: Callable[[], object]) -> str:
     assert len(text.splitlines()) <= 4
     assert text.splitlines()[0] == error.what
     assert not any(line.rstrip() != line for line in text.splitlines())
-    assert "{" not in text.replace("{'use_tf32", "!"), "a forgotten f-string prefix"
+    assert "{" not in text.replace("{'use_tf32", "!").replace("inputs={", "!"), "a forgotten f-string prefix"
     return text
 
 
@@ -175,17 +177,80 @@ def test_a_model_without_convolutions() -> None:
         assert caught(ModelError, call) == text
 
 
-def test_a_model_of_two_inputs() -> None:
-    assert caught(ModelError, lambda: Explainer(tiny_models.two_inputs())) == (
-        "the model takes 2 inputs: image, facts\n"
-        "  next    only a model of one picture can be explained: make the others constants of the graph"
+def test_a_model_of_two_pictures() -> None:
+    net = Net()
+    right = net.input("right", ("n", 3, 16, 12))
+    both = net.node("Concat", "both", "image", right, axis=1)
+    model = net.model(net.head(net.relu("relu", net.conv("conv", both, 6, 4)), 4))
+    assert caught(ModelError, lambda: Explainer(model)) == (
+        "which input of the model is the picture is not clear: 2 of those that feed 'fc.y' could be\n"
+        "  known   image [n, 3, 16, 12], right [n, 3, 16, 12]\n"
+        "  next    name it: Explainer(model, input='name') or --input; explain(x, inputs={...}) takes the others"
     )
+    assert caught(ModelError, lambda: Explainer(model, input="left")) == (
+        "the model has no input 'left'\n  known   its inputs are image [n, 3, 16, 12], right [n, 3, 16, 12]"
+    )
+
+
+def test_an_input_that_does_not_feed_the_output() -> None:
+    net = Net()
+    net.input("other", ("n", 3, 16, 12))
+    second = net.relu("second", "other")
+    model = net.model(net.head(net.relu("relu", net.conv("conv", "image", 3, 4)), 4), second)
+    assert caught(ModelError, lambda: Explainer(model, input="other")) == (
+        "output 'fc.y' does not depend on input 'other'\n"
+        "  known   it depends on image [n, 3, 16, 12]\n"
+        "  next    name another input, or another output"
+    )
+
+
+def test_inputs_beside_the_picture() -> None:
+    """A missing one, one too many, a wrong shape, a wrong number of rows, numbers that are none."""
+    model = tiny_models.two_inputs()
+    explainer = Explainer(model)
+    x = tiny_models.pictures(model, 3)
+    facts = np.zeros((3, 2), np.float32)
+    takes = "the model takes facts [n, 2] float32, the first axis is the batch"
+    for inputs, text in (
+        (None, "input 'facts' is missing: the model takes it beside the picture\n"
+               "  known   facts [n, 2] float32\n"
+               "  next    explain(x, inputs={'facts': array}); --inputs NAME=FILE.npy"),
+        ({"facts": facts, "fact": facts}, "the model has no input 'fact'\n"
+               "  known   beside the picture 'image' it takes facts\n  next    did you mean 'facts'?"),
+        ({"image": x}, "input 'image' is the picture\n  next    give it as x: inputs= takes the others"),
+        ({"facts": facts[:, :1]}, f"input 'facts' has shape [3, 1]\n  known   {takes}"),
+        ({"facts": facts[:2]}, f"input 'facts' has 2 rows for 3 images\n  known   {takes}\n"
+               "  next    give a row for each image, or one row for all"),
+        ({"facts": facts * np.nan}, "input 'facts' holds 6 NaN or Inf\n  at      first at [0, 0]"),
+        ({"facts": facts.astype(float) + 1e300}, "input 'facts' holds 6 numbers that float32 cannot\n"
+               "  at      first at [0, 0]: 1e+300\n"
+               "  next    the model takes float32: check the preprocessing, or round and clip the numbers yourself"),
+        ({"facts": [["a", "b"]] * 3}, "input 'facts' has dtype <U1, the model takes float32\n"
+               "  next    give an array of numbers"),
+    ):  # fmt: skip
+        assert caught(InputError, partial(explainer.explain, x, inputs=inputs)) == text
+
+
+def test_a_value_that_is_in_the_file_cannot_be_given() -> None:
+    """An old exporter lists every weight as an input: the walk reads the file's, so another one must not run."""
+    model = tiny_models.vgg()
+    weight = model.graph.initializer[0]
+    model.graph.input.append(onnx.helper.make_tensor_value_info(weight.name, weight.data_type, list(weight.dims)))
+    explainer = Explainer(model)
+    assert explainer.other_inputs == {}
+    x = tiny_models.pictures(model, 1)
+    assert caught(InputError, lambda: explainer.explain(x, inputs={weight.name: np.zeros(weight.dims)})) == (
+        f"input {weight.name!r} has its value in the file, and the walk reads that value as a constant\n"
+        "  next    leave it out; to explain another value, change or delete this initializer in the file"
+    )
+    expected = Explainer(tiny_models.vgg()).explain(x).relevance
+    np.testing.assert_allclose(explainer.explain(x).relevance, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_an_output_that_does_not_exist() -> None:
     assert caught(ModelError, lambda: Explainer(MODEL, output="fc2y")) == (
         "the model has no output 'fc2y'\n"
-        "  known   its outputs are fc2.y\n"
+        "  known   its outputs are fc2.y [n, 5]\n"
         "  next    did you mean 'fc2.y', 'fc1.y', 'conv2.y'?"
     )
 
@@ -215,8 +280,11 @@ def unsupported(op: str, make: Callable[[Net, str], str]) -> str:
     assert not explainer.coverage().complete
     text = caught(UnsupportedOpError, lambda: explainer.explain(tiny_models.pictures(model)))
     assert text.splitlines()[1] == "  at      node 'middle'   (conv1 -> middle -> conv2)"
-    assert text.splitlines()[3] == (
-        f"  next    register one, as rules/{op.lower()}.py would: see 'Adding a rule' in the README"
+    decided = op in ("Softmax", "Einsum", "If", "LSTM")
+    assert text.splitlines()[3] == "  next    " + (
+        "a map may be had behind it: layer= a tensor between this node and the scores (fgcam inspect)"
+        if decided
+        else f"register one, as rules/{op.lower()}.py would: see 'Adding a rule' in the README"
     )
     assert text.splitlines()[2].startswith("  known   Abs, Add, AveragePool, BatchNormalization and ")
     assert text.splitlines()[2].endswith(" more: fgcam ops")
@@ -226,9 +294,40 @@ def unsupported(op: str, make: Callable[[Net, str], str]) -> str:
 def test_operators_without_a_rule() -> None:
     """Named with their version and their place in the graph, before anything runs; coverage() says the same."""
     softmax = unsupported("Softmax", lambda net, x: net.node("Softmax", "middle", x, axis=1))
-    assert softmax == "no relevance rule for Softmax-13"
+    assert softmax == (
+        "no relevance rule for Softmax-13: inside the path: relevance starts at the logits, before any Softmax"
+    )
     einsum = unsupported("Einsum", lambda net, x: net.node("Einsum", "middle", x, x, equation="nchw,nchw->nchw"))
-    assert einsum == "no relevance rule for Einsum-12"
+    assert einsum == (
+        "no relevance rule for Einsum-12: attention: cells are mixed by weights computed from the cells, and there is no "
+        "relevance rule for that"
+    )
+    rounded = unsupported("Round", lambda net, x: net.node("Round", "middle", x))
+    assert rounded == "no relevance rule for Round-11"
+
+
+@pytest.mark.parametrize("captured", [True, False], ids=["captured", "given"])
+def test_a_subgraph_on_the_path(captured: bool) -> None:
+    """Its branches read activations as their own names, not as inputs of the node: no relevance may slip past it."""
+    inner = helper.make_graph(
+        [helper.make_node("Relu", ["conv1.y"], ["inner"])], "branch", [], [onnx.ValueInfoProto(name="inner")]
+    )
+    net = Net()
+    x = net.conv("conv1", "image", 3, 6)
+    condition = np.asarray(True)
+    if not captured:
+        total = net.node("ReduceSum", "total", x, keepdims=0)
+        condition = net.node("Greater", "condition", total, np.asarray(0.0))
+    x = net.node("If", "middle", condition, then_branch=inner, else_branch=inner)
+    model = net.model(net.head(net.relu("relu2", net.conv("conv2", net.node("Add", "sum", x, "conv1.y"), 6, 8)), 8))
+    explainer = Explainer(model)
+    assert "middle" in [gap.node for gap in explainer.coverage().gaps]
+    text = caught(UnsupportedOpError, lambda: explainer.explain(tiny_models.pictures(model)))
+    assert text.splitlines()[0].startswith(
+        "no relevance rule for If-16: it runs a subgraph, whose activations cannot be read from outside: "
+        "export the model without control flow"
+    )
+    assert text.splitlines()[1].startswith("  at      node 'middle'")
 
 
 def test_an_operator_that_is_refused_for_a_reason() -> None:
@@ -554,11 +653,12 @@ def test_scores_for_each_place_are_no_classes() -> None:
     """Flattened, a segmentation's output would pass for 960 classes, and a class index for a pixel."""
     net = tiny_models.Net()
     model = net.model(net.conv("c2", net.relu("r1", net.conv("c1", "image", 3, 6)), 6, 5))
-    with pytest.raises(ModelError) as caught:
-        Explainer(model).explain(tiny_models.pictures(model, 1), target=3)
-    assert str(caught.value) == (
-        "the output is not one score a class: its shape is [1, 5, 16, 12]\n"
-        "  at      tensor 'c2.y'\n"
-        "  known   segmentation and detection heads are not supported\n"
-        "  next    name an output of class scores, if the model has one: Explainer(model, output='name')"
-    )
+    for target, said in ((3, "target 3"), (None, "no target"), ("cat", "target 'cat'")):
+        with pytest.raises(TargetError) as caught:
+            Explainer(model).explain(tiny_models.pictures(model, 1), target=target)
+        assert str(caught.value) == (
+            f"the output is dense, and {said} does not say which of its scores to explain\n"
+            "  known   its axes after the batch are [class, y, x] = [5, 16, 12]\n"
+            "  next    target=(class, y, x), with None to sum over an axis, or a function of the logits that returns "
+            "how much each of them counts"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,17 +12,24 @@ from fgcam_onnx.cli import say
 
 if TYPE_CHECKING:
     from fgcam_onnx import Explainer
+    from fgcam_onnx.coverage import CoverageRow
 
 
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)],
+    input: Annotated[
+        str | None, typer.Option("--input", help="Which input is the picture.", show_default=False)
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Which output to explain; the first.", show_default=False)
+    ] = None,
     json: say.Json = False,
     debug: say.Debug = False,
 ) -> None:
     """Show a model's facts, its layers, and the rule of each node. Ends with 1 if a node on the path has none."""
     from fgcam_onnx import Explainer
 
-    explainer = Explainer(model)
+    explainer = Explainer(model, input=input, output=output)
     coverage = explainer.coverage()
     if json:
         say.as_json(_record(explainer))
@@ -49,6 +57,11 @@ def _recipe(explainer: Explainer) -> tuple[dict[str, Any] | None, str]:
     return recipe.to_dict(), recipe.describe()
 
 
+def _named(row: CoverageRow) -> tuple[str, str]:
+    """Node and operator with its version; an operator that only the view has comes without one."""
+    return row.node, row.op.removeprefix("fgcam::") if row.op.startswith("fgcam::") else f"{row.op}-{row.version}"
+
+
 def _record(explainer: Explainer) -> dict[str, Any]:
     coverage = explainer.coverage()
     return {
@@ -62,6 +75,14 @@ def _record(explainer: Explainer) -> dict[str, Any]:
             "dtype": explainer.input_dtype,
             "layout": explainer.layout,
         },
+        "other_inputs": {name: _sides(shape) for name, shape in explainer.other_inputs.items()},
+        "output": {
+            "name": explainer.output_name,
+            "shape": list(explainer.output_shape),
+            "axes": list(explainer.output_axes),
+            "dense": explainer.dense,
+        },
+        "outputs": {name: _sides(shape) for name, shape in explainer.outputs.items()},
         "classes": explainer.num_classes,
         "labels": explainer.labels_source,
         "backend": explainer.backend,
@@ -76,25 +97,43 @@ def _record(explainer: Explainer) -> dict[str, Any]:
         "coverage": {
             "complete": coverage.complete,
             "gaps": [r.node for r in coverage.gaps],
-            "rows": [
-                {"node": r.node, "op": r.op, "version": r.version, "rule": r.rule, "reason": r.reason}
-                for r in coverage.rows
-            ],
+            "nodes": coverage.nodes,
+            "rows": [asdict(row) for row in coverage.rows],
         },
     }
+
+
+def _sides(shape: tuple[int | str | None, ...] | None) -> list[int | str | None] | None:
+    return None if shape is None else list(shape)
+
+
+def _ends(explainer: Explainer) -> list[tuple[str, str]]:
+    """What a model of one picture and one score a class need not say."""
+    others, outputs = (
+        ", ".join(name if shape is None else f"{name} {say.shape(shape)}" for name, shape in ends.items())
+        for ends in (explainer.other_inputs, explainer.outputs)
+    )
+    lines = [("inputs", f"beside the picture: {others}" if others else "")]
+    if explainer.dense:
+        place = f"{say.shape(explainer.output_shape)}: a target is ({', '.join(explainer.output_axes)})"
+        lines.append(("output", f"{explainer.output_name}   {place}"))
+    if len(explainer.outputs) > 1:
+        lines.append(("outputs", outputs))
+    return lines
 
 
 def _print(explainer: Explainer) -> None:
     coverage = explainer.coverage()
     assert explainer.path is not None
     shape = f"{say.shape(explainer.input_shape)} {explainer.layout} {explainer.input_dtype}"
-    labels = f"{explainer.num_classes}"
+    labels = f"{explainer.num_classes or 'not told by the axes of the output'}"
     if explainer.labels:
         labels += f", named by {explainer.labels_source}"
     say.facts(
         [
             ("model", f"{explainer.path.name}   {say.size(explainer.path.stat().st_size)}   sha256 {explainer.sha256}"),
             ("input", f"{explainer.input_name}   {shape}"),
+            *_ends(explainer),
             ("pictures", _recipe(explainer)[1]),
             ("classes", labels),
             ("backend", f"{explainer.backend}   {', '.join(explainer.providers)}"),
@@ -114,13 +153,14 @@ def _print(explainer: Explainer) -> None:
     gaps = list(coverage.gaps)
     rows = [*gaps, *(row for row in coverage.rows if row.rule is not None)]
     say.table(
-        ["node", "op", "rule"],
-        [[r.node, f"{r.op}-{r.version}", r.rule or f"none: {r.reason}"] for r in rows],
+        ["node", "op", "part", "rule", "may leak"],
+        [[*_named(r), r.part, r.rule or f"none: {r.reason}", r.leaks or "-"] for r in rows],
         marked=range(len(gaps)),
     )
     typer.echo()
     if coverage.complete:
-        typer.echo(say.style("complete", fg="green") + f": each of the {len(rows)} nodes on the path has a rule")
+        layers = f", {len(rows)} once folded" if coverage.nodes > len(rows) else ""
+        typer.echo(say.style("complete", fg="green") + f": each of the {coverage.nodes} nodes on the path has a rule{layers}")
     else:
         count = f"{len(gaps)} of the {len(rows)} nodes on the path {'has' if len(gaps) == 1 else 'have'} no rule"
         typer.echo(say.style("not complete", fg="red") + f": {count}")

@@ -14,10 +14,14 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["SATURATE", "Layer", "LayerGraph", "Refusal", "Shape", "Tensor"]
+__all__ = ["SATURATE", "STANDARDISE", "STRIDED", "Layer", "LayerGraph", "Refusal", "Shape", "Tensor"]
 
 # The view's own operator: the value clamped to [low, high], the range of a quantised tensor.
 SATURATE = "fgcam::Saturate"
+# And another: a normalisation that the model writes out, (x - mean) / sqrt(var + epsilon) over ``axes``.
+STANDARDISE = "fgcam::Standardise"
+# And a third: cells picked by their position in the whole batch, seen as one axis.
+STRIDED = "fgcam::Strided"
 
 Shape = tuple[int | str | None, ...]
 
@@ -55,7 +59,8 @@ class Layer:
 
     ``inputs``: the node's operands in ONNX's order, "" for an omitted one; ``constants``: the values of those
     operands that are constant, by position. ``attributes`` are complete, defaults filled in. ``nodes``: the names of
-    the model's nodes this layer stands for, first the one that names it.
+    the model's nodes this layer stands for, first the one that names it. ``sizes``: positions of operands that follow
+    from the shapes of tensors: constants as soon as the size of the picture is known (``graph.sizes``).
     """
 
     name: str
@@ -66,11 +71,14 @@ class Layer:
     attributes: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[int, np.ndarray] = field(default_factory=dict)
     nodes: tuple[str, ...] = ()
+    sizes: frozenset[int] = frozenset()
 
     @property
     def operands(self) -> tuple[int, ...]:
         """Positions of the inputs that are activations."""
-        return tuple(i for i, name in enumerate(self.inputs) if name and i not in self.constants)
+        return tuple(
+            i for i, name in enumerate(self.inputs) if name and i not in self.constants and i not in self.sizes
+        )
 
     @property
     def output(self) -> str:
@@ -79,6 +87,10 @@ class Layer:
     def constant(self, position: int) -> np.ndarray | None:
         """The value of operand ``position``, None if it is omitted."""
         return self.constants.get(position)
+
+    def unknown(self, position: int) -> bool:
+        """Is operand ``position`` there, and neither constant nor known from the sizes?"""
+        return self.given(position) and position not in self.constants and position not in self.sizes
 
     def given(self, position: int) -> bool:
         """Is operand ``position`` there at all, constant or not?"""
@@ -101,7 +113,8 @@ class LayerGraph:
     ``gates``: for a Mul layer by name, the position of the operand that is a gate (methods 3.2).
     ``notes``: sentences that a user should read (a stripped Softmax, negative BatchNormalization scales).
     ``head``: the op between the logits and the scores that the model gives (Softmax, Sigmoid), None if it gives logits.
-    ``opset``: of ONNX's own operators in the model. ``refusals``: what the folding passes left alone, and why.
+    ``measures``: layers that compute with shapes alone. ``opset``: of ONNX's own operators in the model.
+    ``refusals``: what the folding passes left alone, and why.
     """
 
     layers: tuple[Layer, ...]
@@ -115,6 +128,7 @@ class LayerGraph:
     refusals: tuple[Refusal, ...] = ()
     head: str | None = None
     opset: int = 0
+    measures: tuple[Layer, ...] = ()
 
     @property
     def quantised(self) -> bool:

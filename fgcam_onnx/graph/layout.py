@@ -22,6 +22,7 @@ KEEPS |= {"Gelu", "Softplus", "Softsign", "ThresholdedRelu", "Tanh", "Erf", "Exp
 KEEPS |= {"Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min", "Concat", "Split"}
 KEEPS |= {"Slice", "Pad", "Resize", "Upsample", "Expand", "Tile", "LayerNormalization", "Where", "Reciprocal", "Log"}
 KEEPS |= {SATURATE, "Softmax"}
+BETWEEN = KEEPS | {"InstanceNormalization", "Transpose"}  # what may stand between two Reshapes of a round trip
 REDUCE = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
 
@@ -54,12 +55,46 @@ def find_layouts(layers: tuple[Layer, ...], tensors: Mapping[str, Tensor]) -> di
                 axes = 2 + len(layer.attributes["kernel_shape"])
             for name in (layer.inputs[0], layer.output):
                 learn(name, channels_first(axes or 4))
+    returns = _round_trips(layers, tensors)
     changed = True
     while changed:
         changed = False
         for layer in (*layers, *reversed(layers)):
             changed |= _spread(layer, found, learn)
+        for source, target in returns:
+            changed |= learn(target, found.get(source)) or learn(source, found.get(target))
     return found
+
+
+def _round_trips(layers: tuple[Layer, ...], tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Tensors that a Reshape takes apart and a later one puts together again, with nothing moved in space between.
+
+    GroupNormalization as [n, groups, -1] and back; a channel shuffle as [n, groups, -1, h, w], axes 1 and 2 exchanged.
+    """
+
+    def shape(name: str) -> tuple[object, ...] | None:
+        known = tensors.get(name)
+        return known.shape if known is not None else None
+
+    producers = {name: layer for layer in layers for name in layer.outputs}
+    found = []
+    for layer in layers:
+        if layer.op != "Reshape" or shape(layer.output) is None:
+            continue
+        before = producers.get(layer.inputs[0])
+        while before is not None and before.op in BETWEEN and len(before.operands) == 1 and _keeps_space(before):
+            before = producers.get(before.inputs[0])
+        if before is None or before.op != "Reshape":
+            continue
+        source, target = shape(before.inputs[0]), shape(layer.output)
+        if source is not None and target is not None and source[1:] == target[1:] and None not in source[1:]:
+            found.append((before.inputs[0], layer.output))
+    return found
+
+
+def _keeps_space(layer: Layer) -> bool:
+    perm = layer.attributes.get("perm") if layer.op == "Transpose" else None
+    return perm is None or (layer.op == "Transpose" and list(perm) == [0, 2, 1, *range(3, len(perm))])
 
 
 def _spread(layer: Layer, found: dict[str, str], learn) -> bool:  # type: ignore[no-untyped-def]
