@@ -25,7 +25,7 @@ from fgcam_onnx.errors import RegistryError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 
-__all__ = ["LinearMap", "OpRow", "Rule", "find", "gradient", "linear_map", "no_rule", "reason_against"]
+__all__ = ["LinearMap", "OpRow", "Rule", "decided_against", "find", "gradient", "linear_map", "no_rule", "reason_against"]
 __all__ += ["relevance", "table", "versions"]
 
 DeadInputs = Literal["always", "inherits", "never"]
@@ -211,6 +211,16 @@ def no_rule(kind: str, reason: str, *ops: str) -> None:
     for op in ops:
         _refuse_second((kind, op) in _AGAINST, f"why {op} has no {kind} rule")
         _AGAINST[kind, op] = reason
+
+
+def decided_against() -> dict[str, tuple[str, ...]]:
+    """The operators that will have no relevance rule, by reason."""
+    _load_rules()
+    found: dict[str, tuple[str, ...]] = {}
+    for (kind, op), reason in _AGAINST.items():
+        if kind == "relevance":
+            found[reason] = (*found.get(reason, ()), op)
+    return found
 
 
 def reason_against(kind: str, op: str) -> str | None:

@@ -21,6 +21,7 @@ from fgcam_onnx.rules import (
     slice,
     space_to_depth,
     standardise,
+    where,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "slice",
     "space_to_depth",
     "standardise",
+    "where",
 ]

@@ -301,6 +301,10 @@ def _arithmetic(add: _Grid) -> None:
     add("Sum", a, tag="one")
     add("Mean", a, b, opset=(7, 8, 13))
     add("Mean", a, X((2, 3, 1, 5)), _weight(3, 4, 1), tag="broadcast_and_constant")
+    chosen = np.arange(20).reshape(4, 5) % 3 == 0
+    add("Where", chosen, a, b, opset=(9, 16))
+    add("Where", chosen, a, _scalar(0.5), tag="else_constant")
+    add("Where", chosen, _weight(3, 1, 1), X((2, 1, 4, 1)), tag="then_constant")
     whole = [X(values=np.random.default_rng(k).integers(-2, 3, (2, 3, 4, 5))) for k in range(3)]
     for op in ("Max", "Min"):
         add(op, *whole, opset=(7, 8, 12, 13), tag="ties")

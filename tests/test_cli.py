@@ -11,8 +11,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dense_models
 import numpy as np
 import pytest
+import tiny_models
 from PIL import Image
 
 import fgcam_onnx
@@ -20,6 +22,7 @@ from fgcam_onnx import imaging, registry
 from fgcam_onnx.cli import main
 from fgcam_onnx.errors import UnsupportedOpError
 from fgcam_onnx.explanation import Explanation
+from fgcam_onnx.feeds import Feeds
 from fgcam_onnx.ledger import Ledger, LedgerRow
 from fgcam_onnx.preprocessing import choose
 
@@ -39,13 +42,15 @@ class FakeExplainer:
 
     def __init__(
         self, model: Any, *, backend: str = "auto", precision: str = "float32", providers: Any = None,
-        output: Any = None,
+        input: Any = None, output: Any = None,
     ) -> None:  # fmt: skip
         self.path, self.metadata, self.sha256 = Path(model), {"labels": json.dumps(self.names)}, "5e" * 32
         self.input_name, self.input_shape, self.input_dtype = "data", self.shape, "float32"
         self.backend, self.precision, self.providers = backend, precision, providers or ["CPUExecutionProvider"]
         self.notes, self.default_layer, self.num_classes = ["a trailing Softmax is left out"], "relu2", 3
         self.labels, self.labels_source = self.names, "a fake" if self.names else None
+        self.output_name, self.output_shape, self.output_axes = "scores", ("n", 3), ("axis 1",)
+        self.dense, self.other_inputs, self.outputs = False, {}, {"scores": ("n", 3)}
         self.calls: list[dict[str, Any]] = []
         FakeExplainer.last = self
 
@@ -61,7 +66,12 @@ class FakeExplainer:
         row = SimpleNamespace(node="conv1", op="Conv", version=11, rule="z_box", reason=None)
         return SimpleNamespace(rows=(row, *self.gaps), gaps=self.gaps, complete=not self.gaps)
 
-    def explain(self, x: Any, *, target: Any = None, progress: Any = None, **options: Any) -> Explanation:
+    def feeds(self, inputs: Any, n: int) -> Feeds:
+        return Feeds(inputs, frozenset(inputs))
+
+    def explain(
+        self, x: Any, *, target: Any = None, inputs: Any = None, progress: Any = None, **options: Any
+    ) -> Explanation:
         if self.broken is not None:
             raise self.broken
         self.calls.append({"x": x, "target": target, **options})
@@ -233,6 +243,7 @@ def two_ops(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.OpRow("MaxPool", (1,), {"relevance": "winner | winner_positive"}, "conserved"),
     ]
     monkeypatch.setattr(registry, "table", lambda: rows)
+    monkeypatch.setattr(registry, "decided_against", lambda: {"there is no share": ("Softmax", "Hardmax")})
 
 
 def test_ops(run: Run, two_ops: None) -> None:
@@ -242,7 +253,8 @@ def test_ops(run: Run, two_ops: None) -> None:
         "Conv     1, 11        z_plus                    gradient  zero denominators\n"
         "MaxPool  1            winner | winner_positive  -         conserved\n"
         "\n"
-        "2 operators\n",
+        "2 operators\n"
+        "none: Softmax, Hardmax: there is no share\n",
         "",
     )
 
@@ -444,6 +456,117 @@ def test_a_model_without_labels(run: Run, fake: type[FakeExplainer]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- the real engine
+
+
+def segmenter(path: Path, **metadata: Any) -> Path:
+    """Five classes for each cell of 16 x 12, as exported channels last behind a Softmax."""
+    from onnx import save
+
+    save(dense_models.segmenter(nhwc=True, end="Softmax", **metadata), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("word", "target", "said"),
+    [
+        ("10,5,3", (10, 5, 3), {"y": 10, "x": 5, "class": 3}),
+        ("10, -1, car", (10, 11, 2), {"y": 10, "x": 11, "class": 2}),
+        (":,2:4,1", (None, slice(2, 4), 1), {"y": ":", "x": "2:4", "class": 1}),
+    ],
+)
+def test_a_place_of_a_dense_output(word: str, target: Any, said: Any, run: Run) -> None:
+    """What --target writes is what target= means; the record has axes and a score, and no probability."""
+    model = segmenter(Path("m.onnx"), labels='["sky", "road", "car", "tree", "dog"]')
+    pictures = [noise(Path(f"{i}.png"), i) for i in range(2)]
+    plain = ["--size", "16x12", "--scale", 1, "--mean", 0, "--std", 1]
+    code, out, err = run("explain", model, *pictures, "--target", word, "-m", "fg-layer-cam", *plain, "--json")
+    assert (code, err) == (0, "")
+    manifest = json.loads(out)
+    recipe = choose({"size": [16, 12], "scale": 1, "mean": 0, "std": 1})
+    x = np.stack([recipe.apply(imaging.read(path))[0] for path in pictures])
+    e = fgcam_onnx.Explainer(model).explain(x, target=target, method="fg-layer-cam")
+    for i, record in enumerate(manifest["images"]):
+        np.testing.assert_allclose(np.load(f"fgcam_maps/{i}.npy"), e.relevance[i], rtol=1e-3, atol=1e-5)
+        assert list(record["target"].items()) == list(said.items())
+        assert record["label"] == ["sky", "road", "car", "tree", "dog"][e.target[i][2]]
+        assert record["score"] == pytest.approx(float(e.score[i]), rel=1e-4)
+        assert "probability" not in record
+    code, out, _ = run("explain", model, pictures[0], "--target", word)
+    words = ", ".join(f"{axis} {entry}" for axis, entry in said.items())
+    assert code == 0
+    assert f"  target   {words} · {record['label']}   score = " in out
+
+
+def test_words_that_name_no_place(run: Run) -> None:
+    model, image = segmenter(Path("m.onnx")), noise(Path("a.png"), 0)
+    for words, text in (
+        ([], "the output is dense, and no target does not say which of its scores to explain"),
+        (["-t", "3"], "target (3) has 1 entries, and the output 3 axes after the batch"),
+        (["-t", "16,0,0"], "target (16, 0, 0) is outside the output: 16 on the axis y, of size 16"),
+        (["-t", "0,0,cat"], "target (0, 0, cat) has the word 'cat' on the axis class"),
+    ):
+        code, out, err = run("explain", model, image, *words, "-q")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"TargetError: {text}\n")
+        assert not Path("fgcam_maps").exists()
+
+
+def test_inspect_a_dense_output(run: Run) -> None:
+    model = segmenter(Path("m.onnx"))
+    code, out, _ = run("inspect", model)
+    assert code == 0
+    assert "output     to_nhwc.y   [" in out
+    assert ", 16, 12, 5]: a target is (y, x, class)\n" in out
+    record = json.loads(run("inspect", model, "--json")[1])
+    assert record["output"]["axes"] == ["y", "x", "class"]
+    assert (record["output"]["dense"], record["classes"]) == (True, 5)
+
+
+def test_several_inputs_and_outputs(run: Run) -> None:
+    """--input, --output and --inputs: a row for each picture, cut to the pictures of each batch."""
+    from onnx import save
+
+    net = tiny_models.Net()
+    side = net.input("side", ("n", 6, 16, 12))
+    x = net.node("Add", "join", net.relu("relu1", net.conv("conv1", "image", 3, 6)), side)
+    first = net.head(net.relu("relu2", net.conv("conv2", x, 6, 8)), 8)
+    second = net.node("Gemm", "other", "flat.y", net.random(8, 2))
+    save(net.model(first, second), "m.onnx")
+    array = RNG.normal(size=(3, 6, 16, 12)).astype(np.float32)
+    np.save("side.npy", array)
+    pictures = [noise(Path(f"{i}.png"), i) for i in range(3)]
+    words = ["--input", "image", "--output", "other.y", "--inputs", "side=side.npy", "-t", 1]
+    recipe = choose({"size": [16, 12]})
+    x = np.stack([recipe.apply(imaging.read(path))[0] for path in pictures])
+    explainer = fgcam_onnx.Explainer("m.onnx", input="image", output="other.y")
+    e = explainer.explain(x, inputs={"side": array}, target=1)
+    for batch in (1, 2):
+        code, out, err = run("explain", "m.onnx", *pictures, *words, "--json", "--batch-size", batch)
+        assert (code, err) == (0, "")
+        manifest = json.loads(out)
+        assert manifest["provenance"]["input"] == "image"
+        assert manifest["provenance"]["output"] == "other.y"
+        for i, record in enumerate(manifest["images"]):
+            np.testing.assert_allclose(np.load(f"fgcam_maps/{i}.npy"), e.relevance[i], rtol=1e-3, atol=1e-6)
+            share = e.ledger.aside_absolute["side"][i] / e.ledger.start_absolute[i]
+            assert record["ledger"]["to side"] == pytest.approx(share, rel=1e-3)
+    code, out, _ = run("explain", "m.onnx", pictures[0], *words[:4], "--inputs", "side=one.npy")
+    assert code == 1
+    np.save("one.npy", array[:1])
+    code, out, _ = run("explain", "m.onnx", *pictures, *words[:4], "--inputs", "side=one.npy")
+    assert code == 0
+    assert "   to side " in out
+    code, out, _ = run("inspect", "m.onnx", "--input", "image")
+    assert code == 0
+    assert "inputs     beside the picture: side [n, 6, 16, 12]\n" in out
+    assert "outputs    fc.y [n, 5], other.y [n, 2]\n" in out
+    for wrong, text in (
+        (["--inputs", "side"], "OptionError: --inputs 'side' is not NAME=FILE.npy\n"),
+        (["--inputs", "side=m.onnx"], "InputError: the array for input 'side' cannot be read from 'm.onnx'\n"),
+        ([], "InputError: input 'side' is missing: the model takes it beside the picture\n"),
+    ):
+        assert run("explain", "m.onnx", pictures[0], "--input", "image", *wrong)[2].startswith(text)
+    assert run("explain", "m.onnx", pictures[0])[2].startswith("ModelError: which input of the model is the picture")
 
 
 def tiny(path: Path, activation: str = "Relu", **metadata: Any) -> Path:

@@ -34,3 +34,5 @@ def ops(
         return
     say.table(head, lines)
     typer.echo(f"\n{len(rows)} operators")
+    for reason, ops in registry.decided_against().items():
+        typer.echo(f"none: {', '.join(ops)}: {reason}")
