@@ -34,8 +34,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 # The first-layer option's values are the paper's names; the formulas have those of the files.
 FIRST_LAYER = {"zB": "z_box", "z+": "z_plus", "flat": "flat"}
 # Which option chooses the rule of an operator.
-CHOSEN_BY = {"Relu": "relu", "Clip": "relu", SATURATE: "relu", "Add": "add", "Sum": "add", "Mean": "add", "Sub": "add", "Mul": "mul"}
-CHOSEN_BY |= {"MaxPool": "maxpool", "GlobalMaxPool": "maxpool"}
+CHOSEN_BY = {"Relu": "relu", "Clip": "relu", SATURATE: "relu", "Add": "add", "Sum": "add", "Mean": "add", "Sub": "add"}
+CHOSEN_BY |= {"Mul": "mul", "MaxPool": "maxpool", "GlobalMaxPool": "maxpool"}
 
 Bounds = str | tuple[Sequence[float] | float, Sequence[float] | float]
 

@@ -17,8 +17,8 @@ class CoverageRow:
     """A layer on the path and what serves it.
 
     ``rule`` None: ``reason`` says why there is none. ``part``: "head" between the scores and L, walked by derivatives;
-    "body" between L and the image, walked by relevance rules; "gate" for a branch that gets no relevance. ``leaks``: what
-    the rule may drop, "conserved" if nothing. ``folded``: further nodes that this layer stands for.
+    "body" between L and the image, walked by relevance rules; "gate" for a branch that gets no relevance. ``leaks``:
+    what the rule may drop, "conserved" if nothing. ``folded``: further nodes that this layer stands for.
     """
 
     node: str
@@ -74,7 +74,8 @@ def cover(graph: LayerGraph, start: str, composite: Composite) -> Coverage:
 
 
 def _row(layer: Layer, rule: str | None, reason: str | None, part: str, leaks: str | None) -> CoverageRow:
-    return CoverageRow(layer.name, layer.op, layer.version, rule, reason, part, leaks, _without(layer.nodes, layer.name))
+    folded = _without(layer.nodes, layer.name)
+    return CoverageRow(layer.name, layer.op, layer.version, rule, reason, part, leaks, folded)
 
 
 def _without(names: Iterable[str], name: str) -> tuple[str, ...]:

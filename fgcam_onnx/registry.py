@@ -25,8 +25,8 @@ from fgcam_onnx.errors import RegistryError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 
-__all__ = ["LinearMap", "OpRow", "Rule", "decided_against", "find", "gradient", "linear_map", "no_rule", "reason_against"]
-__all__ += ["relevance", "table", "versions"]
+__all__ = ["LinearMap", "OpRow", "Rule", "decided_against", "find", "gradient", "linear_map", "no_rule"]
+__all__ += ["reason_against", "relevance", "table", "versions"]
 
 DeadInputs = Literal["always", "inherits", "never"]
 RuleFunction = Callable[[Node, Any, Verbs], Flow]

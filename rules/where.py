@@ -2,9 +2,9 @@
 
     R_x = R where the condition holds, R_y = R where it does not
 
-The condition says which, not how much: it gets nothing. What a constant was chosen for leaks. The derivative is the same
-map. PyTorch writes Softplus with one, and masks of uneven pools. Source: methods 3.1 (an index map; ours); ONNX Where-9,
--16.
+The condition says which, not how much: it gets nothing. What a constant was chosen for leaks. The derivative is the
+same map. PyTorch writes Softplus with one, and masks of uneven pools. Source: methods 3.1 (an index map; ours); ONNX
+Where-9, -16.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What PyTorch's exporters make of activations and blocks: hand on, take all, and differentiate as they should.
 
-Both exporters. The gradient's oracle is torch autograd; relevance is checked for what methods 3.2 says of the whole block,
-not of the nodes that it was written out in.
+Both exporters. The gradient's oracle is torch autograd; relevance is checked for what methods 3.2 says of the whole
+block, not of the nodes that it was written out in.
 """
 
 from __future__ import annotations
