@@ -151,6 +151,7 @@ def _transposed_convolutions(add: _Grid) -> None:
     add("ConvTranspose", x, w, auto_pad="VALID", strides=[1, 2])
     add("ConvTranspose", x, w, output_shape=[10, 9], strides=[2, 2])
     add("ConvTranspose", x, w, output_shape=[9, 8], strides=[2, 2], auto_pad="SAME_UPPER")
+    add("ConvTranspose", x, w, output_shape=[9, 6], strides=[2, 2], output_padding=[1, 0])
     add("ConvTranspose", x, _weight(4, 3, 2, 2), group=2, strides=[2, 2])
     add("ConvTranspose", x, _weight(4, 1, 3, 3), tag="depthwise", group=4, pads=[1, 1, 1, 1])
     add("ConvTranspose", x, _weight(4, 2, 2, 2), tag="stride_over_kernel", strides=[3, 4])

@@ -201,6 +201,34 @@ def test_l_is_behind_the_last_convolution(name: str, exporter: Exporter) -> None
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+class NormedLast(nn.Module):
+    """A normalisation and an activation behind the last convolution."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, CHANNELS, 3, padding=1), norm, nn.Linear(CHANNELS, 5)
+
+    def features(self, x: Tensor) -> Tensor:
+        return F.silu(self.norm(self.conv(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize("name", ["GroupNorm", "InstanceNorm", "LayerNorm over channels"])
+def test_l_is_behind_a_normalisation(name: str, exporter: Exporter) -> None:
+    """And not inside: torch writes GroupNorm as InstanceNormalization of [n, groups, -1], which looks like a signal."""
+    net = live(NormedLast(IDENTITY[name]()), seed=1, size=SIZE)
+    assert isinstance(net, NormedLast)
+    x = smooth_images(2, SIZE, seed=7)
+    explainer = Explainer(export(net, x, exporter=exporter), backend="numpy")
+    with torch.no_grad():
+        expected = net.features(x)
+    found = explainer.activations(x.numpy(), [explainer.default_layer])[explainer.default_layer]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_random_numbers_are_said() -> None:
     """A dropout exported as in training: the file draws numbers, and two runs differ."""
     from tiny_models import Net as Tiny

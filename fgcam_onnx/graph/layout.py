@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fgcam_onnx.graph.layer import SATURATE, Layer, Tensor
+from fgcam_onnx.graph.layer import SATURATE, STANDARDISE, Layer, Tensor
 
 __all__ = ["channels_first", "find_layouts"]
 
@@ -21,7 +21,7 @@ KEEPS = {"Relu", "LeakyRelu", "PRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSi
 KEEPS |= {"Gelu", "Softplus", "Softsign", "ThresholdedRelu", "Tanh", "Erf", "Exp", "Sqrt", "Pow", "Abs", "Neg", "Clip"}
 KEEPS |= {"Identity", "Dropout", "Cast", "Add", "Sub", "Mul", "Div", "Sum", "Mean", "Max", "Min", "Concat", "Split"}
 KEEPS |= {"Slice", "Pad", "Resize", "Upsample", "Expand", "Tile", "LayerNormalization", "Where", "Reciprocal", "Log"}
-KEEPS |= {SATURATE, "Softmax"}
+KEEPS |= {SATURATE, STANDARDISE, "RMSNormalization", "MeanVarianceNormalization", "Softmax"}
 BETWEEN = KEEPS | {"InstanceNormalization", "Transpose"}  # what may stand between two Reshapes of a round trip
 REDUCE = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2"}
 SPATIAL = {1: "W", 2: "HW", 3: "DHW"}
