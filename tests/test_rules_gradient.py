@@ -6,15 +6,16 @@ operator has a kink or ties, points are chosen off the kink, and ties are compar
 
 from __future__ import annotations
 
+import backends
 import numpy as np
 import pytest
 import single_op
 import torch
 from operator_cases import grid
-from single_op import Case, Floats, X, close, linear_ops, numeric_gradient, rule
+from single_op import Case, X, changed, close, larger, linear_ops, rule
 from torch.nn import functional as F  # noqa: N812
 
-from fgcam_onnx import registry
+from fgcam_onnx import registry, testing
 
 TIES = "ties"
 # Where the operator has a kink, the slope beside it is not the slope there.
@@ -27,40 +28,22 @@ APART = ("Cast", "fgcam::Saturate")
 CASES = [case for case in grid() if TIES not in case.id and case.op not in APART]
 
 
-def off_the_kinks(case: Case, x: dict[str, Floats]) -> dict[str, Floats]:
-    kinks = KINKS.get(case.op, ())
+def kinks(case: Case) -> tuple[float, ...]:
     if case.op == "HardSigmoid":
         alpha, beta = case.layer.attributes["alpha"], case.layer.attributes["beta"]
-        kinks = (-beta / alpha, (1 - beta) / alpha)
-    for kink in kinks:
-        x = {name: np.where(np.abs(array - kink) < 1e-3, kink + 0.01, array) for name, array in x.items()}
-    return x
-
-
-def check(case: Case, found: dict[int, Floats], x: dict[str, Floats], r: list[Floats]) -> None:
-    """Summed by tensor: a tensor that is read twice has one derivative."""
-    for name in x:
-        positions = [i for i, other in enumerate(case.names) if other == name]
-        total = np.sum([found[i] for i in positions], axis=0)
-        close(total, numeric_gradient(case, x, r, name), 1e-6)
+        return (-beta / alpha, (1 - beta) / alpha)
+    return KINKS.get(case.op, ())
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_it_is_the_derivative(case: Case) -> None:
-    x = off_the_kinks(case, case.values())
-    r = case.relevance(x)
-    check(case, single_op.run(case, rule(case, "gradient"), x, r).parts, x, r)
+    testing.check_gradient(case, kinks=kinks(case))
 
 
 @pytest.mark.parametrize("case", [c for c in grid() if c.op not in linear_ops()], ids=str)
 def test_compiled_backends_agree_with_numpy(case: Case) -> None:
     """Linear maps are compared in test_rules_replica."""
-    x = off_the_kinks(case, case.values())
-    plain, *others = single_op.run_float32(case, rule(case, "gradient"), x, case.relevance(x))
-    for compiled in others:
-        assert set(plain.parts) == set(compiled.parts)
-        for i, part in plain.parts.items():
-            close(compiled.parts[i], part, 1e-5)
+    testing.check_backends(case, "gradient", list(backends.compiled()), kinks=kinks(case))
 
 
 @pytest.mark.parametrize("case", [c for c in grid() if c.op == "Cast"], ids=str)
@@ -140,8 +123,8 @@ def test_far_from_zero_nothing_overflows(op: str) -> None:
 @pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
 def test_a_permille_is_noticed(op: str) -> None:
     case = next(c for c in CASES if c.op == op)
-    x = off_the_kinks(case, case.values())
-    r = case.relevance(x)
-    parts = single_op.run(case, rule(case, "gradient"), x, r).parts
-    with pytest.raises(AssertionError):
-        check(case, {i: 1.001 * part for i, part in parts.items()}, x, r)
+    wrong = changed(rule(case, "gradient"), larger)
+    with pytest.raises(
+        AssertionError, match=r"gradient of rule 'gradient' on .* the derivative by operand \d is off by"
+    ):
+        testing.check_gradient(case, wrong, kinks(case))

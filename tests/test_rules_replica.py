@@ -1,67 +1,48 @@
 """Every rule a second time: plainer, slower, on the operator's dense matrix.
 
 The matrix comes from the ONNX operator itself, one unit input at a time, so nothing here knows about strides, pads or
-groups. What is proved: each relevance rule of each registered operator is the formula of methods 2.1, 3 and 4.1, in
-float64 to 1e-9, with the leak it reports; onnxruntime's float32 answer is NumPy's float32 answer to 1e-5.
+groups; those of linear maps are in ``fgcam_onnx.testing``. What is proved: each relevance rule of each registered
+operator is the formula of methods 2.1, 3 and 4.1, in float64 to 1e-9, with the leak it reports; onnxruntime's float32
+answer is NumPy's float32 answer to 1e-5.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import backends
 import numpy as np
 import pytest
 import single_op
 from operator_cases import grid
-from single_op import Case, Floats, Result, X, close, dense, flatten, linear_ops, rule, rules
+from single_op import (
+    Case,
+    Floats,
+    X,
+    changed,
+    close,
+    dense,
+    flatten,
+    larger,
+    leaking_more,
+    linear_ops,
+    new_rules,
+    rule,
+    rules,
+)
 
-Answer = tuple[dict[int, Floats], Floats]  # relevance by operand, and the relevance that was dropped, per output cell
-Replica = Callable[[Case, dict[str, Floats], list[Floats]], Answer]
-
-
-# --- linear maps: on the matrix ---------------------------------------------------------------------------------------
-
-
-def z_plus(A: Floats, x: Floats, r: Floats) -> tuple[Floats, Floats]:
-    P, N, up, down = A.clip(min=0), A.clip(max=0), x.clip(min=0), x.clip(max=0)
-    z = up @ P.T + down @ N.T
-    s = np.divide(r, z, out=np.zeros_like(r), where=z != 0)
-    return up * (s @ P) + down * (s @ N), np.where(z == 0, r, 0)
-
-
-def z_box(A: Floats, x: Floats, r: Floats, low: Floats, high: Floats) -> tuple[Floats, Floats]:
-    P, N = A.clip(min=0), A.clip(max=0)
-    z = (x - low) @ P.T + (x - high) @ N.T
-    s = np.divide(r, z, out=np.zeros_like(r), where=z != 0)
-    return (x - low) * (s @ P) + (x - high) * (s @ N), np.where(z == 0, r, 0)
-
-
-def flat(A: Floats, x: Floats, r: Floats) -> tuple[Floats, Floats]:
-    reads = (A != 0).astype(float)
-    count = reads.sum(axis=1)
-    s = np.divide(r, count, out=np.zeros_like(r), where=count != 0)
-    return s @ reads, np.where(count == 0, r, 0)
-
-
-def gradient(A: Floats, x: Floats, r: Floats) -> tuple[Floats, Floats]:
-    return r @ A, np.zeros_like(r)
-
-
-def on_the_matrix(name: str, case: Case, x: dict[str, Floats], r: list[Floats]) -> Answer:
-    A, rows, relevance = dense(case), flatten([x["x0"]]), flatten(r)
-    if name == "z_box":
-        if case.op in POOLS:
-            found, lost = z_plus(A, rows, relevance)
-        else:
-            low, high = rows.min(axis=1, keepdims=True), rows.max(axis=1, keepdims=True)
-            found, lost = z_box(A, rows, relevance, low, high)
-    else:
-        found, lost = {"z_plus": z_plus, "flat": flat, "gradient": gradient}[name](A, rows, relevance)
-    return {0: found.reshape(x["x0"].shape)}, lost
-
-
-POOLS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
-
+from fgcam_onnx import registry, testing
+from fgcam_onnx.backends.base import Array, Program, Verbs
+from fgcam_onnx.backends.numpy import NumpyBackend
+from fgcam_onnx.graph.layer import Layer
+from fgcam_onnx.graph.load import load
+from fgcam_onnx.graph.shapes import concrete_shapes
+from fgcam_onnx.graph.sizes import complete_shapes
+from fgcam_onnx.node import Node
+from fgcam_onnx.testing import Answer, Replica
+from fgcam_onnx.testing.forward import ONNXRUNTIME_DECIDES
+from fgcam_onnx.testing.matrix import compare, on_the_matrix, z_box
 
 # --- rules of their own -----------------------------------------------------------------------------------------------
 
@@ -172,8 +153,36 @@ def winner_positive(case: Case, x: dict[str, Floats], r: list[Floats]) -> Answer
     return winner(case, x, r, above=0.0)
 
 
+def decider(case: Case, x: dict[str, Floats], r: list[Floats]) -> Answer:
+    """The first operand that equals the output takes the cell; what a constant takes is lost."""
+    values = [x.get(name, value) for name, value in zip(case.names, case.operands, strict=True)]
+    whole = np.stack([np.broadcast_to(np.asarray(value, np.float64), r[0].shape) for value in values])
+    first = whole.argmax(axis=0) if case.op == "Max" else whole.argmin(axis=0)
+    takes = {i: np.where(first == i, r[0], 0) for i in range(len(values))}
+    parts = {i: gathered(takes[i], x[name].shape) for i, name in enumerate(case.names) if name in x}
+    return parts, flatten([np.asarray(sum((takes[i] for i in takes if i not in parts), np.zeros_like(r[0])))])
+
+
+def chosen(case: Case, x: dict[str, Floats], r: list[Floats]) -> Answer:
+    """To the operand that the condition, a constant here, says."""
+    holds = np.broadcast_to(case.operands[0], r[0].shape)
+    takes = {1: np.where(holds, r[0], 0), 2: np.where(holds, 0, r[0])}
+    parts = {i: gathered(takes[i], x[name].shape) for i, name in enumerate(case.names) if name in x}
+    return parts, flatten([np.asarray(sum((takes[i] for i in takes if i not in parts), np.zeros_like(r[0])))])
+
+
+def resize(case: Case, x: dict[str, Floats], r: list[Floats]) -> Answer:
+    """Copies go back to their cell; interpolated cells by z+ on the matrix of the operator, on z^B at the picture."""
+    if case.attributes.get("mode", "nearest") == "nearest":
+        return moved(case, x, r)
+    return on_the_matrix("z_box" if case.graph.tensor("x0").from_image else "z_plus", case, x, r)
+
+
 REPLICAS: dict[str, Replica] = {
+    "chosen": chosen,
     "crop": moved,
+    "decider": decider,
+    "gather": moved,
     "identity": handed_through,
     "join": moved,
     "mask": masked,
@@ -181,9 +190,12 @@ REPLICAS: dict[str, Replica] = {
     "numerator": numerator,
     "pass": moved,
     "reshape": moved,
+    "resize": resize,
     "scatter": moved,
     "signal": signal,
     "split": moved,
+    "to_depth": moved,
+    "to_space": moved,
     "transpose": moved,
     "uniform": uniform,
     "unslice": moved,
@@ -193,12 +205,13 @@ REPLICAS: dict[str, Replica] = {
 }
 
 
-def replica(case: Case, name: str, x: dict[str, Floats], r: list[Floats]) -> Answer:
+def replica(case: Case, name: str) -> Replica | None:
+    """Linear maps have theirs on the matrix."""
     if case.op in linear_ops():
-        return on_the_matrix(name, case, x, r)
+        return None
     if name == "split" and "itself" in case.id:
-        return joined_with_itself(case, x, r)
-    return REPLICAS[name](case, x, r)
+        return joined_with_itself
+    return REPLICAS[name]
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -209,46 +222,24 @@ PAIRS = [
     for name in rules(case.op)
     if name != "gradient" or case.op in linear_ops()
 ]
-STYLES = ("mixed", "positive")
-
-
-def compare(found: Result, answer: Answer, tolerance: float = 1e-9) -> None:
-    parts, lost = answer
-    assert set(found.parts) == set(parts)
-    for i, part in parts.items():
-        close(found.parts[i], part, tolerance)
-    close(found.leaked, lost.sum(axis=1), tolerance)
-    close(found.books["dropped"], np.abs(lost).sum(axis=1), tolerance)
 
 
 @pytest.mark.parametrize(("case", "name"), PAIRS)
 def test_the_rule_is_its_replica(case: Case, name: str) -> None:
     """x of mixed sign; x >= 0 with zeros; and x >= 0 where the sign analysis has proved it."""
-    for style in STYLES:
-        x = case.values(style)
-        r = case.relevance(x)
-        answer = replica(case, name, x, r)
-        compare(single_op.run(case, rule(case, name), x, r), answer)
-        if style == "positive":
-            compare(single_op.run(case, rule(case, name), x, r, nonnegative=True), answer)
+    row = testing.check_replica(case, name, replica(case, name))
+    assert not row.skipped
 
 
 @pytest.mark.parametrize(("case", "name"), PAIRS)
 def test_compiled_backends_agree_with_numpy(case: Case, name: str) -> None:
     """All in float32, parts and books; x >= 0 has dead denominators, mixed x mostly has none."""
-    for style in STYLES:
-        x = case.values(style)
-        plain, *others = single_op.run_float32(case, rule(case, name), x, case.relevance(x))
-        for compiled in others:
-            same(compiled, plain)
+    testing.check_backends(case, name, list(backends.compiled()), styles=["mixed", "positive"])
 
 
-def same(compiled: Result, plain: Result) -> None:
-    assert set(compiled.parts) == set(plain.parts)
-    for i, part in plain.parts.items():
-        close(compiled.parts[i], part, 1e-5)
-    for column, expected in plain.books.items():
-        np.testing.assert_allclose(compiled.books[column], expected, rtol=1e-4, atol=1e-4, err_msg=column)
+@pytest.mark.parametrize("case", [case for case in grid() if case.op in linear_ops()], ids=str)
+def test_the_adjoint(case: Case) -> None:
+    assert testing.check_adjoint(case).worst is not None
 
 
 @pytest.mark.parametrize(
@@ -285,11 +276,11 @@ NOT_IN_ONNXRUNTIME = (
 @pytest.mark.parametrize("case", grid(), ids=str)
 def test_the_oracle_is_what_runs(case: Case) -> None:
     """The float64 values that everything here is measured against are the deployed operator's."""
-    if case.id.startswith(NOT_IN_ONNXRUNTIME):
-        pytest.skip("onnxruntime does not run it")
-    x = case.values()
-    for mine, deployed in zip(case.forward(x), case.forward_onnxruntime(x), strict=True):
-        close(mine, deployed, 1e-5)
+    row = testing.check_forward(case)
+    expected = case.id.startswith(NOT_IN_ONNXRUNTIME) or case.op in ONNXRUNTIME_DECIDES
+    assert not row.skipped or expected, row.skipped
+    if row.skipped:
+        pytest.skip(row.skipped)
 
 
 @pytest.mark.parametrize("case", grid(), ids=str)
@@ -300,7 +291,9 @@ def test_the_inferred_shapes_are_what_runs(case: Case) -> None:
     if "ceil_mode=1-pads=1111" in case.id:
         pytest.xfail("before opset 22 onnx's inference counts a window that starts in the padding behind the picture")
     x = case.values()
-    assert case.inferred_shapes(x) == [y.shape for y in case.forward(x)]
+    sizes = {name: array.shape for name, array in x.items()}
+    found = complete_shapes(case.graph, concrete_shapes(load(case.model()), sizes))
+    assert [found[name] for name in case.output_names] == [y.shape for y in case.forward(x)]
 
 
 def test_every_rule_has_a_replica() -> None:
@@ -319,24 +312,69 @@ def _one_each() -> list[tuple[Case, str]]:
 
 @pytest.mark.parametrize(("case", "name"), _one_each(), ids=lambda value: value if isinstance(value, str) else "")
 def test_a_permille_is_noticed(case: Case, name: str) -> None:
-    """A rule that is 0.1 % too large somewhere fails each comparison."""
-    x = case.values()
-    r = case.relevance(x)
-    answer = replica(case, name, x, r)
-    found = single_op.run(case, rule(case, name), x, r)
-    for i, part in found.parts.items():
-        wrong = Result({**found.parts, i: 1.001 * part}, found.leaks, found.books)
-        with pytest.raises(AssertionError):
-            compare(wrong, answer)
-        with pytest.raises(AssertionError):
-            same(wrong, found)
-    wrong = Result(
-        found.parts, found.leaks, {**found.books, "leaked": found.leaked + 0.001 * (1 + np.abs(found.leaked))}
-    )
-    with pytest.raises(AssertionError):
-        compare(wrong, answer)
-    with pytest.raises(AssertionError):
-        same(wrong, found)
+    """A rule or a backend that is 0.1 % too large somewhere, or leaks that much more, fails the comparison."""
+    right, other = rule(case, name), replica(case, name)
+    for change in (larger, leaking_more):
+        wrong = changed(right, change)
+        with pytest.raises(AssertionError, match=f"replica of rule '{name}' on .* is off by"):
+            testing.check_replica(case, wrong, other)
+    for column in ("part:", "in:"):
+        with pytest.raises(AssertionError, match=f"backend numpy of rule '{name}' on "):
+            testing.check_backends(case, name, [Off(column)])
+
+
+class Off(NumpyBackend):
+    """Its results of one kind are 0.1 % too large."""
+
+    def __init__(self, column: str) -> None:
+        super().__init__(np.float32)
+        self.column = column
+
+    def execute(self, program: Program, inputs: Mapping[str, Any]) -> dict[str, Floats]:
+        found = super().execute(program, inputs)
+        return {name: 1.001 * array if name.startswith(self.column) else array for name, array in found.items()}
+
+
+def test_an_operator_that_is_no_matrix_is_noticed() -> None:
+    """A ReLU that is registered as a linear map: on unit inputs it is the identity."""
+
+    class Ramp(registry.LinearMap):
+        fixed_nonnegative = True
+
+        @staticmethod
+        def weight(layer: Layer) -> None:
+            return None
+
+        @staticmethod
+        def apply(node: Node, x: Array, w: Array | None, xp: Verbs) -> Array:
+            return x
+
+        adjoint = apply
+
+    case = Case("ramp", "test::Ramp", (X((2, 3, 4)),), opset=1, function=lambda x: np.maximum(x, 0))
+    with new_rules():
+        registry.linear_map(**{"test::Ramp": (1,)})(Ramp)
+        with pytest.raises(AssertionError, match="A x \\+ b, as of a linear map, is off by"):
+            testing.check_replica(case, "z_plus")
+
+
+@pytest.mark.parametrize("op", sorted({case.op for case in grid() if case.op in linear_ops()}))
+def test_a_permille_of_the_adjoint_is_noticed(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in grid() if case.op == op)
+    found = registry.find_linear(op)
+    assert found is not None
+    testing.check_adjoint(case)
+    cls = found[0]
+
+    def scaled(right: Callable[..., Array]) -> Any:
+        return staticmethod(lambda node, x, w, xp: xp.mul(right(node, x, w, xp), xp.constant(1.001)))
+
+    monkeypatch.setattr(cls, "adjoint", scaled(cls.adjoint))
+    with pytest.raises(AssertionError, match=f"adjoint of the linear map {cls.__name__} on .*<A x, s> = "):
+        testing.check_adjoint(case)
+    monkeypatch.setattr(cls, "apply", scaled(cls.apply))  # both: adjoint to each other, and not the operator
+    with pytest.raises(AssertionError, match=r"apply, against the operator, is off by 0\.001"):
+        testing.check_adjoint(case)
 
 
 def test_the_windows_of_a_pool_are_seen() -> None:
