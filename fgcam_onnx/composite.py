@@ -114,7 +114,22 @@ class GradientComposite(Composite):
     key = "gradient"
 
     def rule_for(self, layer: Layer, graph: LayerGraph) -> Rule | Gap:
+        if _works_on_tokens(layer, graph):
+            return Gap("it works on tokens, cells that are a picture no longer: this is no convolutional network")
         return _linear_rule(layer, graph, "gradient", {}) or _own_rule(layer, graph, "gradient", None)
+
+
+def _works_on_tokens(layer: Layer, graph: LayerGraph) -> bool:
+    """Does a learned layer between the scores and L read more than features, and no picture?
+
+    L is the last tensor with space. Where its cells go on as a list, as in an MLP-Mixer, most of the network lies behind
+    it, and a map from there would say little. A fully connected layer behind a pooling reads features: [n, c].
+    """
+    found = registry.find_linear(layer.op)
+    shape, image = graph.tensor(layer.inputs[0]).shape, graph.tensor(graph.image).shape
+    if found is None or found[0].fixed_nonnegative or shape is None or image is None:
+        return False
+    return len(shape) > 2 and len(shape) != len(image) and any(size != 1 for size in shape[1:-1])
 
 
 @dataclass(frozen=True)

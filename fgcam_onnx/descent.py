@@ -9,8 +9,10 @@ All summing at fan-out and all bookkeeping happens here, once. A rule sees one l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from fgcam_onnx.backends.base import Array, Program, Verbs
 from fgcam_onnx.composite import Composite, Gap
 from fgcam_onnx.errors import LayerError, UnsupportedOpError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
+from fgcam_onnx.graph.sizes import sizes_known, sources_of_sizes
 from fgcam_onnx.ledger import Ledger, LedgerRow
 from fgcam_onnx.node import Node
 from fgcam_onnx.registry import Rule
@@ -59,16 +62,36 @@ class Plan:
     steps: tuple[Step, ...]
     key: str
 
-    @property
+    @cached_property
     def reads(self) -> tuple[str, ...]:
         """Every activation that the descent reads."""
         return tuple(dict.fromkeys(name for step in self.steps for name in step.reads))
 
-    @property
+    @cached_property
     def tensors(self) -> tuple[str, ...]:
         """Every tensor whose shape the descent needs."""
         names = [n for s in self.steps for n in (*(s.layer.inputs[i] for i in s.layer.operands), *s.layer.outputs) if n]
+        names += [name for s in self.steps for name in sources_of_sizes(self.graph, s.layer)]
         return tuple(dict.fromkeys((self.source, self.target, *names)))
+
+    @cached_property
+    def aside(self) -> tuple[tuple[Layer, str], ...]:
+        """Layers and those of their operands that get relevance which does not lead to the target.
+
+        They come from another input of the model, or pass by a target that is no cut.
+        """
+        on_path = self.graph.ancestors(self.source) & self.graph.descendants(self.target)
+        return tuple(
+            (s.layer, name) for s in self.steps for name in _sent(s.layer, s.rule, self.graph) if name not in on_path
+        )
+
+    def shared(self, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """A tensor beside the path that all images of a batch share: what goes to it would be summed over them."""
+        for layer, name in self.aside:
+            own, whole = shapes.get(name, ()), shapes.get(layer.output, ())
+            if len(own) < len(whole) or own[:1] != whole[:1]:
+                return name
+        return None
 
 
 def plan(graph: LayerGraph, source: str, target: str, composite: Composite, *, dead_start: bool = False) -> Plan:
@@ -138,12 +161,16 @@ def _gap_error(graph: LayerGraph, gaps: list[tuple[Layer, Gap]], composite: Comp
     ops = [row.op for row in registry.table()]
     more = f" (and {len(gaps) - 1} more nodes without a rule: fgcam inspect)" if len(gaps) > 1 else ""
     file = layer.op.split("::")[-1].lower()
+    option = "layer=" if composite.kind == "relevance" else "start="
+    advice = f"a map may be had behind it: {option} a tensor between this node and the scores (fgcam inspect)"
+    if registry.reason_against(composite.kind, layer.op) is None:
+        advice = f"register one, as rules/{file}.py would: see 'Adding a rule' in the README"
     what = f"no {composite.kind} rule for {layer.op}-{layer.version}"
     return UnsupportedOpError(
         (what if gap.reason == what else f"{what}: {gap.reason}") + more,
         at=f"node {layer.name!r}   ({way})",
         known=f"{', '.join(ops[:4])} and {len(ops) - 4} more: fgcam ops",
-        next=f"register one, as rules/{file}.py would: see 'Adding a rule' in the README",
+        next=advice,
     )
 
 
@@ -160,14 +187,18 @@ def program(plan: Plan, shapes: Mapping[str, tuple[int, ...]], *, keep_books: bo
 def descend(
     plan: Plan, shapes: Mapping[str, tuple[int, ...]], xp: Verbs, tape: Mapping[str, Array], keep_books: bool
 ) -> dict[str, Array]:
-    """Walk the plan. Books: ``in:``, ``out:``, ``leaked:``, ``dropped:`` + position of the step, each [n]."""
+    """Walk the plan. Books, each [n]: ``in:``, ``out:``, ``leaked:``, ``dropped:`` + position of the step.
+
+    ``aside:``, ``aside_absolute:`` + name of a tensor that got relevance and does not lead to the target.
+    """
     arrived: dict[str, Array] = {plan.source: tape[START]}
+    images = xp.shape(tape[START])[0]
     books: dict[str, Array] = {}
     if keep_books:
         books["start"] = xp.total(tape[START])
         books["start_absolute"] = xp.total(xp.absolute(tape[START]))
     for position, step in enumerate(plan.steps):
-        layer = step.layer
+        layer = sizes_known(plan.graph, step.layer, shapes)
         received = [None if name == plan.target else arrived.pop(name, None) for name in layer.outputs]
         options: dict[str, Any] = {**step.rule.options, "masked": step.masked}
         node = Node(layer, plan.graph, xp, tape, shapes, options)
@@ -175,19 +206,30 @@ def descend(
         xp.rounding(one_sign=step.rule.one_sign)
         flow = step.rule.function(node, received if several else received[0], xp)
         if keep_books:
-            _write(books, position, [r for r in received if r is not None], flow, xp)
+            _write(books, position, [r for r in received if r is not None], flow, xp, images)
         for operand, part in flow.parts.items():
             name = layer.inputs[operand]
             if name in arrived:
                 part = xp.add(arrived[name], part)
             arrived[name] = part
-    result = arrived[plan.target]
+    result = arrived.pop(plan.target)
     if keep_books:
         books["arrived"] = xp.total(result)
+        for name, part in arrived.items():
+            books[f"aside:{name}"] = _total(part, xp, images)
+            books[f"aside_absolute:{name}"] = _total(xp.absolute(part), xp, images)
     return {RESULT: result, **books}
 
 
-def _write(books: dict[str, Array], position: int, received: list[Array], flow: Any, xp: Verbs) -> None:
+def _total(part: Array, xp: Verbs, images: int) -> Array:
+    """Sum per image, [n]. Of a single image all is its own, also what has no batch axis."""
+    shape = xp.shape(part)
+    if images == 1 and shape[:1] != (1,):
+        part = xp.reshape(part, (1, math.prod(shape)))
+    return xp.total(part)
+
+
+def _write(books: dict[str, Array], position: int, received: list[Array], flow: Any, xp: Verbs, images: int) -> None:
     def summed(values: list[Array]) -> Array | None:
         whole = None
         for value in values:
@@ -196,7 +238,7 @@ def _write(books: dict[str, Array], position: int, received: list[Array], flow: 
 
     columns = {
         "in": summed([xp.total(r) for r in received]),
-        "out": summed([xp.total(part) for part in flow.parts.values()]),
+        "out": summed([_total(part, xp, images) for part in flow.parts.values()]),
         "leaked": summed([leak.signed for leak in flow.leaks]),
         "dropped": summed([leak.absolute for leak in flow.leaks]),
     }
@@ -216,4 +258,17 @@ def ledger_of(plan: Plan, books: Mapping[str, np.ndarray]) -> Ledger:
         )
         for position, step in enumerate(plan.steps)
     )
-    return Ledger(rows, exact["start"], exact["start_absolute"], exact["arrived"])
+    aside = {name.removeprefix("aside:") for name in exact if name.startswith("aside:")}
+    signed: dict[str, np.ndarray] = {}
+    absolute: dict[str, np.ndarray] = {}
+    for name in sorted(aside):
+        goal = _destination(plan.graph, name)
+        signed[goal] = signed.get(goal, 0) + exact[f"aside:{name}"]
+        absolute[goal] = absolute.get(goal, 0) + exact[f"aside_absolute:{name}"]
+    return Ledger(rows, exact["start"], exact["start_absolute"], exact["arrived"], signed, absolute)
+
+
+def _destination(graph: LayerGraph, name: str) -> str:
+    """The input that a tensor is computed from, if it is one other than the picture; else the tensor itself."""
+    sources = graph.ancestors(name).intersection(graph.inputs)
+    return next(iter(sources)) if len(sources) == 1 and graph.image not in sources else name

@@ -33,8 +33,11 @@ class Explanation:
 
     ``relevance``   float32 ``[n, h, w]``: signed, not normalised, at ``layer`` (``[n, w]`` and ``[n, d, h, w]`` for
                     models of signals and volumes)
-    ``logits``      float ``[n, classes]``, before any softmax
-    ``target``      int64 ``[n]``: the class that was explained
+    ``logits``      float ``[n, classes]``, before any softmax; of a dense output in its own shape ``[n, ...]``
+    ``target``      int64 ``[n]``: the class that was explained; where it was no class, for each image its place, a
+                    tuple of an entry for each axis of the logits after the batch (":", "2:5" for a sum), or "function"
+    ``score``       float32 ``[n]``: the number that was explained, the logit of the class or the weighted sum of logits
+    ``weights_sha256``   of the weights that a target function gave each image; else empty
     ``method``, ``layer``, ``start``   the method's name, where the map is, and the tensor L that it started from
     ``ledger``      the account of the relevance, node by node
     ``input_size``  (H, W) of the model's input
@@ -46,7 +49,7 @@ class Explanation:
 
     relevance: npt.NDArray[np.float32]
     logits: npt.NDArray[np.floating[Any]]
-    target: npt.NDArray[np.int64]
+    target: npt.NDArray[np.int64] | tuple[Any, ...]
     method: str
     layer: str
     start: str
@@ -55,6 +58,8 @@ class Explanation:
     images: npt.NDArray[np.uint8] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    score: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    weights_sha256: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         rank = len(self.input_size)
@@ -62,14 +67,15 @@ class Explanation:
         if self.relevance.ndim != 1 + rank or self.relevance.dtype != np.float32 or not self.relevance.size:
             _wrong(f"relevance has to be float32 [n, {axes}]", self.relevance)
         n = len(self.relevance)
-        if self.logits.ndim != 2 or len(self.logits) != n:
-            _wrong(f"logits have to be [n, classes] with n = {n}", self.logits)
-        if self.target.shape != (n,) or self.target.dtype != np.int64:
-            _wrong(f"target has to be int64 [n] with n = {n}", self.target)
-        if self.target.min() < 0 or self.target.max() >= self.logits.shape[1]:
+        classes = self.classes
+        if classes is not None:
+            self._check_classes(classes, n)
+        elif self.logits.ndim < 2 or len(self.logits) != n:
+            _wrong(f"logits have to be [n, ...] with n = {n}", self.logits)
+        elif len(self.target) != n or self.score.shape != (n,):
             raise InputError(
-                f"target {int(self.target.max() if self.target.min() >= 0 else self.target.min())} is not a class",
-                known=f"logits [n, classes] = {list(self.logits.shape)}",
+                f"a target that is no class needs a place or 'function', and a score, for each of n = {n} images",
+                known=f"there are {len(self.target)} targets, scores {list(self.score.shape)}",
             )
         if not np.isfinite(self.relevance).all():
             bad = np.argwhere(~np.isfinite(self.relevance))
@@ -81,12 +87,38 @@ class Explanation:
         if self.images is not None:
             _pictures(self.images, n)
 
+    def _check_classes(self, classes: npt.NDArray[np.int64], n: int) -> None:
+        if self.logits.ndim != 2 or len(self.logits) != n:
+            _wrong(f"logits have to be [n, classes] with n = {n}", self.logits)
+        if classes.shape != (n,) or classes.dtype != np.int64:
+            _wrong(f"target has to be int64 [n] with n = {n}", classes)
+        if classes.min() < 0 or classes.max() >= self.logits.shape[1]:
+            raise InputError(
+                f"target {int(classes.max() if classes.min() >= 0 else classes.min())} is not a class",
+                known=f"logits [n, classes] = {list(self.logits.shape)}",
+            )
+        object.__setattr__(self, "score", self.logits[np.arange(n), classes].astype(np.float32))
+
     def __len__(self) -> int:
         return len(self.relevance)
 
     @property
+    def classes(self) -> npt.NDArray[np.int64] | None:
+        """``target`` where it is a class, else None."""
+        return self.target if isinstance(self.target, np.ndarray) else None
+
+    @property
     def probabilities(self) -> npt.NDArray[np.float64]:
-        """Softmax of the logits, float64 ``[n, classes]``; sigmoid where the model ends in one, or has one class."""
+        """Softmax of the logits, float64 ``[n, classes]``; sigmoid where the model ends in one, or has one class.
+
+        Raises :class:`InputError` for a dense output, whose logits do not say which of them compete.
+        """
+        if self.logits.ndim != 2:
+            raise InputError(
+                "a dense output has no probability of a class",
+                known=f"logits [n, ...] = {list(self.logits.shape)}",
+                next="take .logits, and .score for the number that was explained",
+            )
         z = self.logits.astype(np.float64)
         if self.provenance.get("head") == "Sigmoid" or z.shape[1] == 1:
             e = np.exp(-np.abs(z))
@@ -115,31 +147,35 @@ class Explanation:
 
         Raises :class:`InputError` for images that do not fit, :class:`OptionError` for alpha or colormap.
         """
-        if images is None and self.images is None:
-            raise InputError("there are no images to lay the map over", next="give them: overlay(images)")
-        pictures = _pictures(self.images if images is None else images, len(self))
         if len(self.input_size) != 2:
             raise InputError(
                 "only a map over height and width can be laid over images",
                 known=f"relevance [n, {_axes(len(self.input_size))}] = {list(self.relevance.shape)}",
+                next="take .relevance or .heatmap(): a slice of a volume, relevance[:, z], has height and width",
             )
+        if images is None and self.images is None:
+            raise InputError("there are no images to lay the map over", next="give them: overlay(images)")
+        pictures = _pictures(self.images if images is None else images, len(self))
         return imaging.overlay(pictures, imaging.shade(self.relevance, pictures.shape[1:3], colormap), alpha)
 
     def manifest(self) -> dict[str, Any]:
         """What was explained, of which model, with what; plain JSON values only."""
-        p = self.probabilities
-        each = []
-        for i, target in enumerate(self.target.tolist()):
+        classes = self.classes
+        p = None if classes is None else self.probabilities
+        each: list[dict[str, Any]] = []
+        for i in range(len(self)):
             r = self.relevance[i].astype(np.float64)
-            each.append(
-                {
-                    "target": target,
-                    "logit": self.logits[i, target],
-                    "probability": p[i, target],
-                    "argmax": int(self.logits[i].argmax()),
-                    "relevance": {"sum": r.sum(), "positive": np.maximum(r, 0).sum(), "max": r.max(), "min": r.min()},
-                }
-            )
+            entry: dict[str, Any] = {"target": self.target[i]}
+            if classes is not None and p is not None:
+                entry |= {"logit": self.score[i], "probability": p[i, classes[i]], "argmax": self.logits[i].argmax()}
+            else:
+                entry |= {"score": self.score[i]}
+            if self.weights_sha256:
+                entry["weights_sha256"] = self.weights_sha256[i]
+            entry["relevance"] = {
+                "sum": r.sum(), "positive": np.maximum(r, 0).sum(), "max": r.max(), "min": r.min()
+            }  # fmt: skip
+            each.append(entry)
         record = {
             "schema_version": SCHEMA_VERSION,
             "method": self.method,
@@ -155,6 +191,7 @@ class Explanation:
                 "start": self.ledger.start,
                 "start_absolute": self.ledger.start_absolute,
                 "arrived": self.ledger.arrived,
+                "aside": self.ledger.aside,
                 "rows": self.ledger.table(),
             },
             "provenance": dict(self.provenance),
@@ -166,10 +203,11 @@ class Explanation:
         """Write ``relevance.npy``, an overlay PNG for each image where there are images, and last ``manifest.json``.
 
         Every file appears whole or not at all, and a folder without a manifest is one that was not finished. Returns
-        the folder. Raises :class:`OutputError` where it cannot be written; then nothing of this call remains.
+        the folder. Raises :class:`OutputError` where it cannot be written; then nothing of this call remains. Maps of
+        signals and volumes have no overlay: ``images`` for them are an :class:`InputError`.
         """
         files: dict[str, bytes] = {"relevance.npy": npy(self.relevance)}
-        if (images is not None or self.images is not None) and len(self.input_size) == 2:
+        if images is not None or (self.images is not None and len(self.input_size) == 2):
             pictures = self.overlay(images)
             digits = len(str(len(pictures) - 1))
             for i, picture in enumerate(pictures):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from fgcam_onnx.errors import ModelError, TargetError, nearest
 
-__all__ = ["Target", "find_labels", "read_labels", "resolve_target", "short"]
+__all__ = ["Target", "find_labels", "read_labels", "resolve_class", "resolve_target", "short"]
 
 Target = int | str | Sequence[int | str] | None
 LARGEST_FILE = 16 << 20
@@ -157,16 +157,17 @@ def resolve_target(
         largest: npt.NDArray[np.int64] = np.asarray(logits).argmax(axis=1).astype(np.int64)
         return largest
     if isinstance(target, str) or not isinstance(target, (Sequence, np.ndarray)) or np.ndim(target) == 0:
-        return np.full(n, _one(target, labels, num_classes), dtype=np.int64)
+        return np.full(n, resolve_class(target, labels, num_classes), dtype=np.int64)
     if len(target) != n:
         raise TargetError(
             f"{len(target)} target{'s' * (len(target) != 1)} for {n} image{'s' * (n != 1)}",
             next="give one target for all, or one for each image",
         )
-    return np.asarray([_one(each, labels, num_classes) for each in target], dtype=np.int64)
+    return np.asarray([resolve_class(each, labels, num_classes) for each in target], dtype=np.int64)
 
 
-def _one(target: Any, labels: Sequence[str] | None, num_classes: int) -> int:
+def resolve_class(target: Any, labels: Sequence[str] | None, num_classes: int) -> int:
+    """One class from an index or a word, as in :func:`resolve_target`."""
     if isinstance(target, np.ndarray) and target.ndim == 0:
         target = target[()]
     if isinstance(target, (int, np.integer)) and not isinstance(target, (bool, np.bool_)):

@@ -9,7 +9,7 @@ is evidence, not arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -43,12 +43,19 @@ class Ledger:
     """Rows from L to the target. ``start`` and ``start_absolute``: signed and absolute sum at L, [n].
 
     ``arrived``: the signed sum at the target, [n]. A method that does not descend has no rows.
+
+    ``aside``, ``aside_absolute``: what went to another input of the model, by its name, or past a target that is no
+    cut, by the name of the tensor, each [n]. Nothing else can become of relevance:
+
+        start = arrived + the leaks of all rows + aside
     """
 
     rows: tuple[LedgerRow, ...] = ()
     start: Floats = field(default_factory=lambda: np.zeros(1))
     start_absolute: Floats = field(default_factory=lambda: np.zeros(1))
     arrived: Floats = field(default_factory=lambda: np.zeros(1))
+    aside: Mapping[str, Floats] = field(default_factory=dict)
+    aside_absolute: Mapping[str, Floats] = field(default_factory=dict)
 
     @property
     def leaked(self) -> float:
@@ -60,6 +67,11 @@ class Ledger:
     def residual(self) -> float:
         """The largest unexplained part of a node, over the start's sum of absolute relevance."""
         return max((self._share(row.residual) for row in self.rows), default=0.0)
+
+    @property
+    def elsewhere(self) -> dict[str, float]:
+        """Of each name in ``aside`` the share of the start's sum of absolute relevance; the largest of the images."""
+        return {name: self._share(amount) for name, amount in self.aside_absolute.items()}
 
     def _share(self, amount: Floats) -> float:
         whole = np.where(self.start_absolute > 0, self.start_absolute, 1.0)
@@ -87,14 +99,20 @@ class Ledger:
             LedgerRow(group[0].node, group[0].op, group[0].rule, *(_stack(group, name) for name in COLUMNS))
             for group in zip(*(part.rows for part in parts), strict=True)
         )
-        return Ledger(rows, *(_stack(parts, name) for name in TOTALS))
+        signed = {name: np.concatenate([p.aside[name] for p in parts]) for name in parts[0].aside}
+        absolute = {name: np.concatenate([p.aside_absolute[name] for p in parts]) for name in parts[0].aside}
+        start, start_absolute, arrived = (_stack(parts, name) for name in TOTALS)
+        return Ledger(rows, start, start_absolute, arrived, signed, absolute)
 
     def first(self, n: int) -> Ledger:
         """The ledger of the first n images."""
         rows = tuple(
             LedgerRow(row.node, row.op, row.rule, *(getattr(row, name)[:n] for name in COLUMNS)) for row in self.rows
         )
-        return Ledger(rows, *(getattr(self, name)[:n] for name in TOTALS))
+        signed = {name: amount[:n] for name, amount in self.aside.items()}
+        absolute = {name: amount[:n] for name, amount in self.aside_absolute.items()}
+        start, start_absolute, arrived = (getattr(self, name)[:n] for name in TOTALS)
+        return Ledger(rows, start, start_absolute, arrived, signed, absolute)
 
 
 COLUMNS = ("relevance_in", "relevance_out", "leaked", "dropped")

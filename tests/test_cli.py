@@ -20,6 +20,7 @@ from PIL import Image
 import fgcam_onnx
 from fgcam_onnx import imaging, registry
 from fgcam_onnx.cli import main
+from fgcam_onnx.coverage import Coverage, CoverageRow
 from fgcam_onnx.errors import UnsupportedOpError
 from fgcam_onnx.explanation import Explanation
 from fgcam_onnx.feeds import Feeds
@@ -63,8 +64,8 @@ class FakeExplainer:
         ]
 
     def coverage(self) -> Any:
-        row = SimpleNamespace(node="conv1", op="Conv", version=11, rule="z_box", reason=None)
-        return SimpleNamespace(rows=(row, *self.gaps), gaps=self.gaps, complete=not self.gaps)
+        row = CoverageRow("conv1", "Conv", 11, "z_box", leaks="zero denominators", folded=("bn1",))
+        return Coverage((row, *self.gaps))
 
     def feeds(self, inputs: Any, n: int) -> Feeds:
         return Feeds(inputs, frozenset(inputs))
@@ -190,23 +191,23 @@ def test_inspect(run: Run, fake: type[FakeExplainer]) -> None:
         "data   input   [n, 3, 8, 12]  1\n"
         "relu2  relu_2  [n, 16, 2, 3]  0.25   L, where a CAM starts\n"
         "\n"
-        "node   op       rule\n"
-        "conv1  Conv-11  z_box\n"
+        "node   op       part  rule   may leak\n"
+        "conv1  Conv-11  body  z_box  zero denominators\n"
         "\n"
-        "complete: each of the 1 nodes on the path has a rule\n"
+        "complete: each of the 2 nodes on the path has a rule, 1 once folded\n"
     )
 
 
 def test_inspect_shows_gaps_first_and_ends_with_1(run: Run, fake: type[FakeExplainer]) -> None:
     Path("m.onnx").write_bytes(b"x")
-    gap = SimpleNamespace(node="act", op="Softplus", version=1, rule=None, reason="no rule for Softplus")
+    gap = CoverageRow("act", "Softplus", 1, None, "no rule for Softplus")
     fake.gaps = (gap,)
     code, out, _ = run("inspect", "m.onnx")
     assert code == 1
     assert out.endswith(
-        "node   op          rule\n"
-        "act    Softplus-1  none: no rule for Softplus\n"
-        "conv1  Conv-11     z_box\n"
+        "node   op          part  rule                        may leak\n"
+        "act    Softplus-1  body  none: no rule for Softplus  -\n"
+        "conv1  Conv-11     body  z_box                       zero denominators\n"
         "\n"
         "not complete: 1 of the 2 nodes on the path has no rule\n"
     )
@@ -495,6 +496,15 @@ def test_a_place_of_a_dense_output(word: str, target: Any, said: Any, run: Run) 
     words = ", ".join(f"{axis} {entry}" for axis, entry in said.items())
     assert code == 0
     assert f"  target   {words} · {record['label']}   score = " in out
+
+
+def test_labels_of_a_file_for_a_dense_output(run: Run) -> None:
+    model, image = segmenter(Path("m.onnx")), noise(Path("a.png"), 0)
+    Path("names.txt").write_text("sky\nroad\ncar\ntree\ndog\n")
+    code, out, _ = run("explain", model, image, "-t", "0,1,car", "--labels", "names.txt", "--json")
+    assert code == 0
+    (record,) = json.loads(out)["images"]
+    assert (record["target"], record["label"]) == ({"y": 0, "x": 1, "class": 2}, "car")
 
 
 def test_words_that_name_no_place(run: Run) -> None:

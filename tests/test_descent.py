@@ -264,10 +264,10 @@ def test_a_layer_without_a_rule_is_named() -> None:
     from fgcam_onnx import registry
 
     assert str(caught.value) == (
-        "no relevance rule for Softmax-13\n"
+        "no relevance rule for Softmax-13: inside the path: relevance starts at the logits, before any Softmax\n"
         "  at      node 'middle'   (conv1 -> middle -> conv2)\n"
         f"  known   Abs, Add, AveragePool, BatchNormalization and {len(registry.table()) - 4} more: fgcam ops\n"
-        "  next    register one, as rules/softmax.py would: see 'Adding a rule' in the README"
+        "  next    a map may be had behind it: layer= a tensor between this node and the scores (fgcam inspect)"
     )
 
 

@@ -231,6 +231,15 @@ def test_inputs_beside_the_picture() -> None:
         assert caught(InputError, partial(explainer.explain, x, inputs=inputs)) == text
 
 
+def test_an_input_that_takes_no_numbers() -> None:
+    net = Net()
+    net.input("word", ("n",), onnx.TensorProto.STRING)
+    explainer = Explainer(net.model(net.head(net.relu("relu", net.conv("conv", "image", 3, 4)), 4)))
+    assert caught(InputError, lambda: explainer.explain(X, inputs={"word": np.zeros(2)})) == (
+        "input 'word' would have to be object, which is no number\n  next    only inputs of numbers can be given"
+    )
+
+
 def test_a_value_that_is_in_the_file_cannot_be_given() -> None:
     """An old exporter lists every weight as an input: the walk reads the file's, so another one must not run."""
     model = tiny_models.vgg()
@@ -299,8 +308,8 @@ def test_operators_without_a_rule() -> None:
     )
     einsum = unsupported("Einsum", lambda net, x: net.node("Einsum", "middle", x, x, equation="nchw,nchw->nchw"))
     assert einsum == (
-        "no relevance rule for Einsum-12: attention: cells are mixed by weights computed from the cells, and there is no "
-        "relevance rule for that"
+        "no relevance rule for Einsum-12: attention: cells are mixed by weights computed from the cells, and there is "
+        "no relevance rule for that"
     )
     rounded = unsupported("Round", lambda net, x: net.node("Round", "middle", x))
     assert rounded == "no relevance rule for Round-11"

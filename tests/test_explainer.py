@@ -37,14 +37,16 @@ def test_signatures() -> None:
     """Names, order, kinds and defaults of design 6, so that other people's scripts can rely on them."""
     explain = inspect.signature(Explainer.explain).parameters
     assert list(explain)[:2] == ["self", "x"]
-    defaults = {"method": "fg-grad-cam", "layer": None, "start": None, "target": None, "denoise": False}
+    defaults = {
+        "method": "fg-grad-cam", "layer": None, "start": None, "target": None, "denoise": False, "inputs": None
+    }  # fmt: skip
     assert {name: explain[name].default for name in defaults} == defaults
     assert all(explain[name].kind is inspect.Parameter.KEYWORD_ONLY for name in defaults)
     assert explain["options"].kind is inspect.Parameter.VAR_KEYWORD
     init = inspect.signature(Explainer.__init__).parameters
     assert init["model"].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    assert {n: init[n].default for n in ("backend", "providers", "output")} == {
-        "backend": "auto", "providers": None, "output": None
+    assert {n: init[n].default for n in ("backend", "providers", "input", "output")} == {
+        "backend": "auto", "providers": None, "input": None, "output": None
     }  # fmt: skip
     heatmap = inspect.signature(Explanation.heatmap).parameters
     overlay = inspect.signature(Explanation.overlay).parameters
@@ -306,7 +308,7 @@ def test_another_output() -> None:
     model = net.model(first, second)
     plain, named = (Explainer(model, output=name, backend="ort") for name in (None, "other.y"))
     assert (plain.num_classes, named.num_classes) == (5, 2)
-    assert plain.notes == ["the model has outputs fc.y, other.y: explaining 'fc.y'"]
+    assert plain.notes == ["the model has outputs fc.y [n, 5], other.y [n, 2]: explaining 'fc.y'"]
     assert named.notes == []
     assert named.explain(tiny_models.pictures(model)).logits.shape == (2, 2)
 
@@ -538,6 +540,18 @@ def test_activations(residual: tuple[Explainer, np.ndarray]) -> None:
     expected = tiny_models.run(tiny_models.residual(), x, "stem.y", "b1.add.y")
     np.testing.assert_allclose(found["stem"], expected[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found["b1.add.y"], expected[1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 6])
+def test_activations_of_a_fixed_batch(n: int) -> None:
+    """Any number of images, as explain() takes them; what was filled up is cut off again."""
+    fixed, free = tiny_models.fixed_batch(), tiny_models.free_size()
+    x = tiny_models.pictures(fixed, n, seed=3)
+    names = ["relu2.y", "fc"]
+    found, expected = (Explainer(model, backend="ort").activations(x, names) for model in (fixed, free))
+    for name in names:
+        assert len(found[name]) == n
+        np.testing.assert_allclose(found[name], expected[name], **SAME)
 
 
 # --- edge cases of methods 9.2 ------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ def ledger(n: int) -> Any:
         start=np.ones(n),
         start_absolute=np.ones(n),
         arrived=np.ones(n),
+        aside={},
         rows=(),
         table=lambda: [row],
     )
@@ -123,6 +124,8 @@ def test_signals_and_volumes_have_maps_but_no_overlay(space: tuple[int, ...], tm
     with pytest.raises(InputError, match="only a map over height and width can be laid over images"):
         e.overlay(np.zeros((2, 8, 8, 3), np.uint8))
     assert sorted(p.name for p in e.save(tmp_path).iterdir()) == ["manifest.json", "relevance.npy"]
+    with pytest.raises(InputError, match="only a map over height and width can be laid over images"):
+        e.save(tmp_path, np.zeros((2, 8, 8, 3), np.uint8))  # pictures that were given are not left out in silence
 
 
 def test_overlay_by_hand() -> None:

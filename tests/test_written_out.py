@@ -168,7 +168,9 @@ def test_a_view_by_strides_is_one_layer() -> None:
     model = strided("n")
     assert ops(view(model)) == ["Conv", "Relu", "ReduceMean", "fgcam::Strided", "Gemm"]
     plain = Net(("n", 3, 6, 5))
-    y = plain.node("ReduceMean", "gap", plain.relu("relu1", plain.conv("conv1", "image", 3, 4)), axes=[2, 3], keepdims=0)
+    y = plain.node(
+        "ReduceMean", "gap", plain.relu("relu1", plain.conv("conv1", "image", 3, 4)), axes=[2, 3], keepdims=0
+    )
     reference = plain.model(plain.node("Gemm", "fc", y, plain.random(3, 4), transB=1))
     x = np.random.default_rng(1).normal(size=(3, 3, 6, 5))
     for composite in (GradientComposite(), None):

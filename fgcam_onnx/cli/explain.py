@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fgcam_onnx.cli import say
-from fgcam_onnx.errors import ImageError, OptionError, OutputError, TargetError
+from fgcam_onnx.errors import ImageError, InputError, OptionError, OutputError, TargetError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from fgcam_onnx import Explainer, Explanation
+    from fgcam_onnx.feeds import Feeds
     from fgcam_onnx.preprocessing import Preprocessing
 
 _PICTURE, _SHOW, _RUN = "How the picture becomes the input", "What is drawn and printed", "Where it runs"
+_ENDS = "A model of several inputs or outputs"
 
 
 def explain(
@@ -43,7 +45,8 @@ def explain(
         typer.Option(
             "--target",
             "-t",
-            help="The class: an index or a label, once for all or once a picture. Default: the model's answer.",
+            help="The class: an index or a label, once for all or once a picture. Default: the model's answer. Of a "
+            'dense output a place such as "3,10,12", or "3,:,:" for a sum, in the order of its own axes.',
             show_default=False,
         ),
     ] = None,
@@ -54,7 +57,25 @@ def explain(
         list[str] | None,
         typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the method.", show_default=False),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the results.")] = Path("fgcam_maps"),
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="The folder for the results.")] = Path("fgcam_maps"),
+    input: Annotated[
+        str | None,
+        typer.Option("--input", help="Which input is the picture.", rich_help_panel=_ENDS, show_default=False),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", help="Which output to explain; the first.", rich_help_panel=_ENDS, show_default=False),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--inputs",
+            metavar="NAME=FILE.npy",
+            help="An array for another input: one row for all pictures or a row for each.",
+            rich_help_panel=_ENDS,
+            show_default=False,
+        ),
+    ] = None,
     labels: Annotated[
         Path | None, typer.Option(help="A file of class names, a class a line or JSON.", show_default=False)
     ] = None,
@@ -123,7 +144,7 @@ def explain(
 ) -> None:
     """Show what a model saw in pictures: a panel and a signed map for each, and a manifest."""
     pictures = _gather(images)
-    names = _stems(pictures, output)
+    names = _stems(pictures, folder)
     given = {
         "size": None if size is None else _sides(size),
         "resize": resize,
@@ -140,7 +161,8 @@ def explain(
     from fgcam_onnx import Explainer
     from fgcam_onnx.preprocessing import choose
 
-    explainer = Explainer(model, backend=backend, precision=precision, providers=provider)
+    arrays = dict(_array(word) for word in inputs or [])
+    explainer = Explainer(model, backend=backend, precision=precision, providers=provider, input=input, output=output)
     recipe = choose(
         given,
         metadata=explainer.metadata,
@@ -150,12 +172,13 @@ def explain(
         input_dtype=explainer.input_dtype,
     )
     words, source = _labels(explainer, labels)
-    targets = _targets(target, words, explainer.num_classes, len(pictures))
+    targets = _targets(target, words, explainer, len(pictures))
     run = _Run(explainer, recipe, words, source, look, quiet or json)
     call = {"method": method, "layer": layer, "start": start, "denoise": denoise, **options}
     if batch_size is not None:
         call["batch_size"] = batch_size
-    record = run(pictures, names, targets, output, call, _batch(explainer, batch_size))
+    others = explainer.feeds(arrays, len(pictures))
+    record = run(pictures, names, targets, folder, call, _batch(explainer, batch_size), others)
     if json:
         say.as_json(record)
 
@@ -182,7 +205,7 @@ def _gather(images: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _stems(pictures: Sequence[Path], output: Path) -> list[str]:
+def _stems(pictures: Sequence[Path], folder: Path) -> list[str]:
     """A name for each picture's results: its stem, numbered from the second that has it."""
     taken: set[str] = set()
     names = []
@@ -195,9 +218,9 @@ def _stems(pictures: Sequence[Path], output: Path) -> list[str]:
         names.append(name)
     sources = {path.resolve() for path in pictures}
     for name in names:
-        if (output / f"{name}.png").resolve() in sources:
+        if (folder / f"{name}.png").resolve() in sources:
             raise OutputError(
-                f"the result {str(output / name) + '.png'!r} would overwrite the picture of that name",
+                f"the result {str(folder / name) + '.png'!r} would overwrite the picture of that name",
                 next="choose another folder: -o DIR",
             )
     return names
@@ -232,15 +255,28 @@ def _option(text: str) -> tuple[str, Any]:
         return name.replace("-", "_"), value
 
 
+def _array(text: str) -> tuple[str, Any]:
+    import numpy as np
+
+    name, equals, file = text.partition("=")
+    if not name or not equals:
+        raise OptionError(f"--inputs {text!r} is not NAME=FILE.npy", next="for example: --inputs age=age.npy")
+    try:
+        return name, np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the array for input {name!r} cannot be read from {file!r}", known=str(error)) from None
+
+
 def _labels(explainer: Explainer, file: Path | None) -> tuple[list[str] | None, str]:
     if file is None:
         return explainer.labels, explainer.labels_source or ""
     from fgcam_onnx.labels import read_labels
 
-    return read_labels(file, explainer.num_classes), file.name
+    return read_labels(file, explainer.num_classes or None), file.name
 
 
-def _targets(target: Sequence[str] | None, labels: list[str] | None, classes: int, n: int) -> list[int] | None:
+def _targets(target: Sequence[str] | None, labels: list[str] | None, explainer: Explainer, n: int) -> list[Any] | None:
+    """A class for each picture; of a dense output a place, which the library checks against the logits."""
     from fgcam_onnx.labels import resolve_target
 
     if not target:
@@ -251,8 +287,14 @@ def _targets(target: Sequence[str] | None, labels: list[str] | None, classes: in
         )
     import numpy as np
 
-    wanted = resolve_target(list(target), labels, classes, np.zeros((len(target), classes), np.float32))
-    return [int(i) for i in wanted] * (n if len(target) == 1 else 1)
+    classes = explainer.num_classes
+    if explainer.dense or not classes:
+        explainer.labels = labels
+        found: list[Any] = [tuple(w.strip(" ()").split(",")) if explainer.dense else w for w in target]
+    else:
+        wanted = resolve_target(list(target), labels, classes, np.zeros((len(target), classes), np.float32))
+        found = [int(i) for i in wanted]
+    return found * (n if len(target) == 1 else 1)
 
 
 def _batch(explainer: Explainer, wanted: int | None) -> int:
@@ -297,10 +339,11 @@ class _Run:
         self,
         pictures: Sequence[Path],
         names: Sequence[str],
-        targets: Sequence[int] | None,
+        targets: Sequence[Any] | None,
         output: Path,
         call: dict[str, Any],
         batch: int,
+        others: Feeds,
     ) -> dict[str, Any]:
         """Explain, draw and write batch by batch; returns the manifest with the paths of what was written."""
         import numpy as np
@@ -315,7 +358,8 @@ class _Run:
                 wanted = None if targets is None else list(targets[chunk])
                 files, read = pictures[chunk], [self._read(path) for path in pictures[chunk]]
                 x = np.stack([x for x, _, _ in read])
-                e = self.explainer.explain(x, target=wanted, progress=step.inner, **call)
+                beside = others.part(first, first + batch)
+                e = self.explainer.explain(x, target=wanted, inputs=beside, progress=step.inner, **call)
                 if not common:
                     common = self._common(e, call)
                     if not self.silent:
@@ -355,7 +399,7 @@ class _Run:
                 "options": {"denoise": call["denoise"], **e.options},
                 "preprocessing": self.recipe.to_dict(),
                 "labels": self.labels_source or None,
-                "notes": self.explainer.notes,
+                "notes": e.provenance.get("notes", self.explainer.notes),
                 "provenance": e.provenance,
             }
         )
@@ -364,25 +408,36 @@ class _Run:
     def _one(self, e: Explanation, i: int, path: Path, digest: str) -> dict[str, Any]:
         from fgcam_onnx.explanation import plain_json
 
-        p = e.probabilities[i]
-        best = p.argsort(kind="stable")[::-1][: self.look.top]
         r = e.relevance[i].astype("float64")
         leaked, in_map, residual = account(e, i)
-        target = int(e.target[i])
+        aside = {f"to {name}": share for name, share in _aside(e, i).items()}
         record: dict[str, Any] = plain_json(
             {
                 "image": str(path),
                 "sha256": digest,
-                "target": target,
-                "label": self._name(target),
-                "probability": p[target],
-                "logit": e.logits[i, target],
-                "top": [{"class": int(k), "label": self._name(int(k)), "probability": p[k]} for k in best],
+                **(self._place(e, i) if e.classes is None else self._class(e, i, int(e.classes[i]))),
                 "relevance": {"shape": list(r.shape), "sum": r.sum(), "positive": r.clip(min=0).sum(), "max": r.max()},
-                "ledger": {"leaked": leaked, "in_map": in_map, "residual": residual},
+                "ledger": {"leaked": leaked, "in_map": in_map, "residual": residual, **aside},
             }
         )
         return record
+
+    def _class(self, e: Explanation, i: int, target: int) -> dict[str, Any]:
+        p = e.probabilities[i]
+        best = p.argsort(kind="stable")[::-1][: self.look.top]
+        return {
+            "target": target,
+            "label": self._name(target),
+            "probability": p[target],
+            "logit": e.logits[i, target],
+            "top": [{"class": int(k), "label": self._name(int(k)), "probability": p[k]} for k in best],
+        }
+
+    def _place(self, e: Explanation, i: int) -> dict[str, Any]:
+        """Of a dense output: its place, the class's name where the axes tell, and the score."""
+        target = dict(zip(self.explainer.output_axes, e.target[i], strict=True))
+        index = target.get("class")
+        return {"target": target, "label": self._name(index) if isinstance(index, int) else None, "score": e.score[i]}
 
     def _name(self, index: int) -> str | None:
         from fgcam_onnx.labels import short
@@ -397,7 +452,7 @@ class _Run:
         picture = imaging.panel(
             view,
             e.relevance[i],
-            title=f"{_class(record)}   p = {record['probability']:.3f}",
+            title=f"{_class(record)}   {_strength(record, 3)}",
             lines=[
                 f"{e.method} · map at {e.layer} {list(e.relevance.shape[1:])} · L = {e.start}",
                 f"relevance leaked {_share(record['ledger']['leaked'])}"
@@ -431,25 +486,26 @@ class _Run:
                 ("L", e.start),
                 ("labels", self.labels_source or "none found: --labels FILE"),
                 ("backend", _backend(x)),
-                *(("note", note) for note in x.notes),
+                *(("note", note) for note in e.provenance.get("notes", x.notes)),
             ]
         )
 
     def _print_one(self, record: dict[str, Any], folder: Path) -> None:
-        others = [t for t in record["top"] if t["class"] != record["target"]]
+        others = [t for t in record.get("top", []) if t["class"] != record["target"]]
         also = ", ".join(f"{t['class']} {t['label'] or ''}".rstrip() + f" {t['probability']:.3f}" for t in others)
         ledger = record["ledger"]
         typer.echo(f"\n{record['image']} -> {folder / record['files']['panel']}")
         say.facts(
             [
                 (
-                    "  class",
-                    f"{_class(record)}   p = {record['probability']:.4f}" + (f"   then {also}" if also else ""),
+                    "  class" if "top" in record else "  target",
+                    f"{_class(record)}   {_strength(record, 4)}" + (f"   then {also}" if also else ""),
                 ),
                 (
                     "  ledger",
                     f"leaked {_share(ledger['leaked'])}   in the map {_share(ledger['in_map'])}"
-                    f"   residual {ledger['residual']:.1e}",
+                    + "".join(f"   {name} {_share(ledger[name])}" for name in ledger if name.startswith("to "))
+                    + f"   residual {ledger['residual']:.1e}",
                 ),
             ]
         )
@@ -470,6 +526,12 @@ def account(e: Explanation, i: int) -> tuple[float, float, float]:
     return dropped / whole, in_map / whole, residual / whole
 
 
+def _aside(e: Explanation, i: int) -> dict[str, float]:
+    """What went to other inputs of the model, as shares of the start's sum of |relevance|."""
+    whole = float(e.ledger.start_absolute[i])
+    return {name: float(a[i]) / whole if whole else 0.0 for name, a in e.ledger.aside_absolute.items()}
+
+
 def _backend(explainer: Explainer) -> str:
     """Where the walk runs, how precisely, and where the forward pass does."""
     parts = [explainer.backend, explainer.precision if explainer.precision != "float32" else ""]
@@ -477,7 +539,17 @@ def _backend(explainer: Explainer) -> str:
 
 
 def _class(record: dict[str, Any]) -> str:
-    return f"{record['target']} · {record['label']}" if record["label"] else f"class {record['target']}"
+    target = record["target"]
+    if isinstance(target, dict):
+        target = ", ".join(f"{axis} {entry}" for axis, entry in target.items())
+        return f"{target} · {record['label']}" if record["label"] else target
+    return f"{target} · {record['label']}" if record["label"] else f"class {target}"
+
+
+def _strength(record: dict[str, Any], digits: int) -> str:
+    if "probability" in record:
+        return f"p = {record['probability']:.{digits}f}"
+    return f"score = {record['score']:.{digits + 1}g}"
 
 
 def _share(share: float) -> str:

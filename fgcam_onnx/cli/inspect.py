@@ -160,7 +160,8 @@ def _print(explainer: Explainer) -> None:
     typer.echo()
     if coverage.complete:
         layers = f", {len(rows)} once folded" if coverage.nodes > len(rows) else ""
-        typer.echo(say.style("complete", fg="green") + f": each of the {coverage.nodes} nodes on the path has a rule{layers}")
+        covered = f": each of the {coverage.nodes} nodes on the path has a rule{layers}"
+        typer.echo(say.style("complete", fg="green") + covered)
     else:
         count = f"{len(gaps)} of the {len(rows)} nodes on the path {'has' if len(gaps) == 1 else 'have'} no rule"
         typer.echo(say.style("not complete", fg="red") + f": {count}")

@@ -27,10 +27,17 @@ MOVES |= {"Upsample", "Gather", "Add", "Sub", "Mul", "Div", "BatchNormalization"
 MOVES |= {"Clip", "Expand", "Tile", "SpaceToDepth", "DepthToSpace", "Dropout", "Flatten"}
 
 
-def image_tensors(layers: tuple[Layer, ...], image: str) -> set[str]:
-    """``image`` and everything that is a rearranged, shifted or scaled copy of it."""
-    found = {image}
+def image_tensors(layers: tuple[Layer, ...], image: str, inputs: tuple[str, ...] = ()) -> set[str]:
+    """``image`` and everything that is a rearranged, shifted or scaled copy of it.
+
+    Also where another of the model's ``inputs`` has a part in it: a depth map that is joined to the picture as a fourth
+    channel is read by the same first layer.
+    """
+    raw, found = {image, *inputs}, {image}
     for layer in layers:
-        if layer.op in MOVES and layer.operands and all(layer.inputs[i] in found for i in layer.operands):
-            found.update(name for name in layer.outputs if name)
+        if layer.op in MOVES and layer.operands and all(layer.inputs[i] in raw for i in layer.operands):
+            names = {name for name in layer.outputs if name}
+            raw |= names
+            if any(layer.inputs[i] in found for i in layer.operands):
+                found |= names
     return found

@@ -58,7 +58,8 @@ def _is_nonnegative(layer: Layer, found: set[str]) -> bool:
                     "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "Split"):  # fmt: skip
         return known(0)  # the other operands are shapes, axes, indices
     if layer.op == "Resize":
-        return known(0) and layer.attributes.get("mode", "nearest") != "cubic"
+        outside = layer.attributes.get("extrapolation_value", 0.0)
+        return known(0) and layer.attributes.get("mode", "nearest") != "cubic" and outside >= 0
     if layer.op == "Pow":
         exponent = layer.constant(1)
         return known(0) or (exponent is not None and bool(np.all(exponent % 2 == 0)))

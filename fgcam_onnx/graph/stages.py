@@ -1,23 +1,28 @@
 """Stages: the tensors where a map can be asked for by default, and L, where the base CAM works (methods 2.2).
 
 A *cut* is a tensor that every way from the image to the logits passes. L is the last spatial cut with a layer of
-learned weights behind it, taken before any average pooling of the head. The other stages are, for each spatial size,
-the last cut before the network gets smaller; where a pooling layer does that, its output (the paper's choice).
+learned weights behind it, taken before any average pooling of the head. For a dense output, whose logits are themselves
+a picture, that could be a decoder's last tensor; there L is the smallest such cut, of several the last that is no bare
+sum of a convolution: where the backbone ends and the way up begins. The other stages are, for each spatial size, the
+last cut before the network gets smaller; where a pooling layer does that, its output (the paper's choice).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fgcam_onnx.errors import ModelError
 from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape
 
-__all__ = ["Stage", "find_stages"]
+__all__ = ["Stage", "find_stages", "is_cut"]
 
 QUANTISED = {"QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "com.microsoft::QLinearConv"}
 LEARNED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 POOLS = {"MaxPool", "AveragePool", "LpPool"}
+MOVES = {"Identity", "Transpose", "Cast", "Dropout"}
 
 
 @dataclass(frozen=True)
@@ -34,14 +39,20 @@ class Stage:
     default: bool = False
 
 
-def find_stages(graph: LayerGraph) -> tuple[Stage, ...]:
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def find_stages(graph: LayerGraph, *, dense: bool = False, shapes: Shapes | None = None) -> tuple[Stage, ...]:
     """Stages from the image to L.
+
+    ``dense``: the logits are more than one score a class. ``shapes``: of the tensors for some size of the image, where
+    the file leaves sizes free.
 
     Raises:
         ModelError: there is no spatial tensor with learned weights behind it: not a CNN classifier.
     """
     cuts = _spatial_cuts(graph)
-    last = _find_l(graph, cuts)
+    last = _find_l(graph, cuts, dense, shapes or {})
     cuts = cuts[: cuts.index(last) + 1]
     chosen = [graph.image]
     for name, following in itertools.pairwise(cuts):
@@ -67,8 +78,14 @@ def _area(graph: LayerGraph, name: str) -> tuple[int | str | None, ...]:
 
 
 def _is_spatial(graph: LayerGraph, name: str) -> bool:
-    sizes = graph.tensor(name).spatial
-    return bool(sizes) and any(size != 1 for size in sizes)
+    """Has it cells beside one another, with the axes that the picture has?
+
+    A tensor with fewer axes may look spatial: torch writes a group norm as InstanceNormalization of [n, groups, -1].
+    """
+    tensor, image = graph.tensor(name), graph.tensor(graph.image)
+    if tensor.shape is not None and image.shape is not None and len(tensor.shape) != len(image.shape):
+        return False
+    return bool(tensor.spatial) and any(size != 1 for size in tensor.spatial)
 
 
 def _spatial_cuts(graph: LayerGraph) -> list[str]:
@@ -96,7 +113,19 @@ def _spatial_cuts(graph: LayerGraph) -> list[str]:
     return cuts
 
 
-def _find_l(graph: LayerGraph, cuts: list[str]) -> str:
+def is_cut(graph: LayerGraph, name: str) -> bool:
+    """Does every way from the image to the logits pass this tensor?"""
+    seen, stack = {graph.image, name}, [graph.image]
+    while stack:
+        if (at := stack.pop()) == graph.logits:
+            return False
+        for layer in graph.consumers(at) if at != name else ():
+            stack += [o for o in layer.outputs if o and o not in seen]
+            seen.update(layer.outputs)
+    return True
+
+
+def _find_l(graph: LayerGraph, cuts: list[str], dense: bool, shapes: Shapes) -> str:
     convolutions = [layer for layer in graph.layers if layer.op in ("Conv", "ConvTranspose")]
     if not convolutions:
         ops = sorted({layer.op for layer in graph.layers})
@@ -113,16 +142,59 @@ def _find_l(graph: LayerGraph, cuts: list[str]) -> str:
             known=f"its operators are {', '.join(ops[:12])}{' ...' if len(ops) > 12 else ''}",
             next="fgcam_onnx explains convolutional networks; give the model of one",
         )
-    for name in reversed(cuts):
-        behind = graph.descendants(name) & graph.ancestors(graph.logits)
-        if name != graph.image and any(_learned(layer, behind - {name}) for layer in graph.layers):
-            return _before_pooling(graph, name)
+    # What has learned weights behind it has them behind every earlier cut too.
+    last = next((i for i in reversed(range(len(cuts))) if _has_learned_behind(graph, cuts[i])), -1)
+    usable = [name for name in cuts[: last + 1] if name != graph.image]
+    if usable and dense:
+        cells = {name: _cells(graph, name, shapes) for name in usable}
+        smallest = [name for name in usable if cells[name] == min(cells.values())]
+        return next((name for name in reversed(smallest) if not _is_bare_sum(graph, name)), smallest[-1])
+    if usable:
+        return _before_pooling(graph, usable[-1])
     raise ModelError(
-        "no layer to start from: no spatial tensor has a layer of learned weights between it and the logits",
+        "no layer to start from: no spatial tensor that all evidence passes has learned weights behind it",
         at=f"logits {graph.logits!r}",
-        known="the class scores come out of the last convolution alone, or a tensor's shape is unknown",
-        next="name the tensor yourself: explain(x, start='tensor name'); fgcam inspect lists them",
+        known=_candidates(graph, shapes),
+        next="name one yourself: explain(x, start='tensor name'); the map then shows the evidence through it alone",
     )
+
+
+def _is_bare_sum(graph: LayerGraph, name: str) -> bool:
+    """Does a convolution's output come here without an activation? Often those are the classes, before they grow."""
+    layer = graph.producer(name)
+    while layer is not None and layer.op in MOVES and 0 in layer.operands:
+        layer = graph.producer(layer.inputs[0])
+    return layer is not None and layer.op in LEARNED and 1 in layer.constants
+
+
+def _candidates(graph: LayerGraph, shapes: Shapes) -> str:
+    """The spatial tensors that could be named, the smallest first."""
+    on_path = graph.ancestors(graph.logits) & graph.descendants(graph.image)
+    found = [o for layer in graph.layers for o in layer.outputs if o in on_path and _is_spatial(graph, o)]
+    found = [name for name in found if _has_learned_behind(graph, name)]
+    sizes: dict[float, list[str]] = {}
+    for name in found:
+        sizes.setdefault(_cells(graph, name, shapes), []).append(name)
+    last = [name for _, names in sorted(sizes.items()) for name in reversed(names[-2:])]
+    if last:
+        named = (f"{name} [{', '.join(map(str, graph.tensor(name).shape or ()))}]" for name in last[:6])
+        return f"part of the evidence passes {', '.join(named)}"
+    return "the scores come out of the last convolution alone, or a tensor's shape is unknown"
+
+
+def _cells(graph: LayerGraph, name: str, shapes: Shapes) -> float:
+    """How many places the tensor has, inf if unknown."""
+    tensor = graph.tensor(name)
+    shape = shapes.get(name, tensor.shape)
+    if tensor.layout is None or shape is None or len(shape) != len(tensor.layout):
+        return math.inf
+    sizes = [size for size, axis in zip(shape, tensor.layout, strict=True) if axis not in "NC"]
+    return math.prod(size if isinstance(size, int) else math.inf for size in sizes)
+
+
+def _has_learned_behind(graph: LayerGraph, name: str) -> bool:
+    behind = (graph.descendants(name) & graph.ancestors(graph.logits)) - {name}
+    return any(_learned(layer, behind) for layer in graph.layers)
 
 
 def _learned(layer: Layer, tensors: set[str]) -> bool:

@@ -10,6 +10,7 @@ affine part behind it, a Mul and an Add of constants, needs no folding: it hands
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fgcam_onnx.graph.layer import STANDARDISE, Layer, LayerGraph
@@ -84,7 +85,7 @@ def _find(graph: LayerGraph, last: Layer) -> _Found | None:
     return _Found(over[0], axes, epsilon, True, _known([*means, *subs, *parts]))
 
 
-def _known(layers: list[Layer | None]) -> tuple[Layer, ...]:
+def _known(layers: Sequence[Layer | None]) -> tuple[Layer, ...]:
     return tuple({layer.name: layer for layer in layers if layer is not None}.values())
 
 
