@@ -28,7 +28,7 @@ _TILE = 208
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The folder for the pictures.")] = Path("fgcam_demo"),
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="The folder for the pictures.")] = Path("fgcam_demo"),
     method: Annotated[str, typer.Option("--method", "-m", help="The name of a method.")] = "fg-grad-cam",
     json: say.Json = False,
     debug: say.Debug = False,
@@ -38,23 +38,23 @@ def demo(
     from fgcam_onnx.explanation import Folder, png
 
     pictures = models.pictures()
-    with Folder(output) as folder:
+    with Folder(folder) as pictured:
         honest, cheat = (_Network(name, Explainer(models.path(file)), method) for name, file in _networks())
         two = {p.path.stem: [honest.why(p, label) for label in p.classes] for p in pictures if len(p.classes) > 1}
         tagged = {p.path.stem: [network.why(p) for network in (honest, cheat)] for p in pictures if p.tag is not None}
-        folder.write({"poster.png": png(_poster(two, tagged, method))})
+        pictured.write({"poster.png": png(_poster(two, tagged, method))})
         for sight in (s for group in (*two.values(), *tagged.values()) for s in group):
-            folder.write({f"{sight.name}.png": png(sight.panel())})
+            pictured.write({f"{sight.name}.png": png(sight.panel())})
         record = {
             "method": method,
             "classes": [sight.record() for group in two.values() for sight in group],
             "badges": [sight.record() for group in tagged.values() for sight in group],
         }
-        folder.finish(record)
+        pictured.finish(record)
     if json:
-        say.as_json({**record, "output": str(output)})
+        say.as_json({**record, "output": str(folder)})
     else:
-        _tell(two, tagged, output)
+        _tell(two, tagged, folder)
 
 
 def _networks() -> list[tuple[str, str]]:
@@ -186,7 +186,7 @@ def _poster(two: Story, tagged: Story, method: str) -> Any:
     )
 
 
-def _tell(two: Story, tagged: Story, output: Path) -> None:
+def _tell(two: Story, tagged: Story, folder: Path) -> None:
     sights = [sight for group in (*two.values(), *tagged.values()) for sight in group]
 
     def heading(text: str) -> None:
@@ -206,4 +206,4 @@ def _tell(two: Story, tagged: Story, output: Path) -> None:
     residual = max(account(sight.explanation, 0)[2] for sight in sights)
     lost = f"{100 * leaked:.2g} % leaked on the way" if leaked else "nothing leaked on the way"
     typer.echo(f"\nEvery unit of relevance is accounted for: {lost}, {residual:.0e} of it unexplained.")
-    typer.echo(f"Look at {output / 'poster.png'}, then try your own: fgcam explain MODEL.onnx PHOTO.jpg")
+    typer.echo(f"Look at {folder / 'poster.png'}, then try your own: fgcam explain MODEL.onnx PHOTO.jpg")
