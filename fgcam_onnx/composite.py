@@ -122,8 +122,8 @@ class GradientComposite(Composite):
 def _works_on_tokens(layer: Layer, graph: LayerGraph) -> bool:
     """Does a learned layer between the scores and L read more than features, and no picture?
 
-    L is the last tensor with space. Where its cells go on as a list, as in an MLP-Mixer, most of the network lies behind
-    it, and a map from there would say little. A fully connected layer behind a pooling reads features: [n, c].
+    L is the last tensor with space. Where its cells go on as a list, as in an MLP-Mixer, most of the network lies
+    behind it, and a map from there would say little. A fully connected layer behind a pooling reads features: [n, c].
     """
     found = registry.find_linear(layer.op)
     shape, image = graph.tensor(layer.inputs[0]).shape, graph.tensor(graph.image).shape

@@ -149,7 +149,7 @@ class Forward:
 
     def _results(self, names: list[str], values: Mapping[str, Any]) -> list[Any]:
         if self.stream is None or CUDA not in self.requested:
-            found: list[Any] = self._session.run_with_ort_values(names, dict(values))
+            found: list[Any] = self._session.run_with_ort_values(names, dict(values), runtime.run_options())
             return found
         # A new binding each time: a second run of one would write over the outputs of the first.
         binding = self._session.io_binding()

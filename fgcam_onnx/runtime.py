@@ -11,12 +11,15 @@ import numpy as np
 import onnx
 from onnx import helper
 
+from fgcam_onnx import memory
 from fgcam_onnx.errors import BackendError, MissingRuntimeError
 
-__all__ = ["fed_weights", "onnxruntime", "session", "session_options", "value"]
+__all__ = ["fed_weights", "onnxruntime", "run_options", "session", "session_options", "value"]
 
 # A fully connected weight of at least this many bytes is fed to sessions instead of being copied into them.
 FED = 1 << 23
+# onnxruntime's share of a memory limit; the rest is for Python, the file and its weights.
+ARENA = 0.5
 EXTRAS = 'pip install "fgcam_onnx[cpu]" without a GPU, "fgcam_onnx[gpu]" (CUDA 13) or "fgcam_onnx[gpu-cuda12]" with one'
 
 
@@ -54,6 +57,32 @@ def session_options(threads: int | None = None) -> Any:
     wanted = threads or int(os.environ.get("FGCAM_THREADS", "0") or 0)
     if wanted:
         options.intra_op_num_threads = wanted
+    stated = memory.limit()
+    if stated is not None:
+        _bounded_arena(stated)
+        options.add_session_config_entry("session.use_env_allocators", "1")
+    return options
+
+
+@functools.cache
+def _bounded_arena(stated: int) -> None:
+    """One arena for all sessions of this process, which refuses to grow beyond its share of the memory limit.
+
+    No look at a graph foresees all that its operators will allocate. onnxruntime keeps the first arena of a process:
+    a limit that is changed later has no effect.
+    """
+    ort = onnxruntime()
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grows_as_asked = 1
+    settings = ort.OrtArenaCfg({"max_mem": int(stated * ARENA), "arena_extend_strategy": grows_as_asked})
+    ort.create_and_register_allocator(place, settings)
+
+
+def run_options() -> Any:
+    """Options of a run: under a memory limit the arena gives back what it does not need any more."""
+    options = onnxruntime().RunOptions()
+    if memory.limit() is not None:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
     return options
 
 

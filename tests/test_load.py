@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,15 @@ import numpy as np
 import onnx
 import pytest
 import tiny_models
+from fuzzing import corpus
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from fgcam_onnx import Explainer
-from fgcam_onnx.errors import FgcamError, ModelError
+from fgcam_onnx import Explainer, memory
+from fgcam_onnx.errors import FgcamError, ModelError, OptionError
 from fgcam_onnx.graph.load import LoadedModel, load
+from fgcam_onnx.graph.shapes import concrete_shapes
 
 VALID = {name: model.SerializeToString() for name, model in tiny_models.by_layers().items()}
 FUZZ = settings(deadline=None, max_examples=300, suppress_health_check=list(HealthCheck))
@@ -36,7 +40,7 @@ def survives(content: bytes | onnx.ModelProto | Path) -> bool:
         assert refusal.what
         assert len(str(refusal).splitlines()) <= 4, "an error fits one screen"
         return False
-    assert explainer.num_classes > 0
+    assert explainer.num_classes >= 0
     return True
 
 
@@ -326,6 +330,10 @@ def test_external_data_through_a_symlink_out(tmp_path: Path) -> None:
         {"offset": "9" * 400},
         {"offset": "9" * 5000},
         {"offset": "one"},
+        {"offset": " 0"},
+        {"offset": "٣"},
+        {"offset": "0_0"},
+        {"unheard of": "x"},
         {"length": "3"},
         {"length": "-1"},
         {"length": "99999999"},
@@ -339,7 +347,7 @@ def test_external_data_that_lies_about_place_or_length(tmp_path: Path, entries: 
         load(_pointing(tmp_path, **entries))
 
 
-@pytest.mark.parametrize("location", ["gone.bin", "a\0b", "pipe", "folder", "x" * 5000])
+@pytest.mark.parametrize("location", ["gone.bin", "weights.bin/", "a\0b", "pipe", "folder", "x" * 5000])
 def test_external_data_that_is_not_there(tmp_path: Path, location: str) -> None:
     """Missing, unspeakable, or no file at all: an error, and no waiting on a pipe."""
     os.mkfifo(tmp_path / "pipe")
@@ -484,7 +492,7 @@ def _much_out_of_little(op: str, n: int) -> onnx.ModelProto:
 @pytest.mark.parametrize("op", MAKERS)
 def test_a_large_constant_is_not_folded(op: str) -> None:
     """Operators that make much out of little stay nodes when the view folds constants."""
-    explainer = Explainer(_much_out_of_little(op, 1 << 26))
+    explainer = Explainer(_much_out_of_little(op, 1 << 29 if op == "ConstantOfShape" else 1 << 26))
     assert [r.node for r in explainer.graph.refusals] == ["big"]
     assert explainer.graph.refusals[0].reason == "a constant, but too large or of unknown size to be folded"
 
@@ -558,6 +566,10 @@ def test_parts_that_contradict_each_other() -> None:
 def test_text_that_is_not_utf8() -> None:
     for text in (b"conv1", b"image", b"relu1.y", b"MaxPool", b"kernel_shape"):
         assert not survives(VALID["vgg"].replace(text, b"\xff" + text[1:])), text
+    content = tiny_models.free_size(labels="[1, 2]").SerializeToString()
+    for text in (b"labels", b"[1, 2]"):
+        with pytest.raises(ModelError, match="is damaged: its metadata is not UTF-8"):
+            load(content.replace(text, b"\xff" + text[1:]))
 
 
 def test_a_deeply_nested_message() -> None:
@@ -568,3 +580,305 @@ def test_a_deeply_nested_message() -> None:
             content = tag + _varint(len(content)) + content
     with pytest.raises(ModelError, match="its bytes do not parse"):
         load(b"\x08\x08\x3a" + _varint(len(content)) + content)
+
+
+# --- much out of little, and endless ------------------------------------------------------------------------
+
+
+def _beside(op: str, *operands: np.ndarray, **attributes: Any) -> onnx.ModelProto:
+    """A model that adds the mean of ``op(*operands)``, all constants, to its activations."""
+    net = tiny_models.Net()
+    made = net.node(op, "made", *operands, **attributes)
+    made = net.node("ReduceMean", "mean", net.node("Cast", "cast", made, to=TensorProto.FLOAT), keepdims=0)
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+    return net.model(net.head(net.node("Add", "add", x, made), 4))
+
+
+ONES = np.ones((1, 1, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attributes", "reason"),
+    [
+        ("Resize", (ONES, np.float32([]), np.float32([1, 1, 9, 9])), {}, "a constant, but Resize is not computed here"),
+        ("Conv", (ONES, ONES), {"pads": [3, 3, 3, 3]}, "a constant, but Conv is not computed here"),
+        ("Pad", (ONES, np.array([0, 0, 9999, 9999] * 2)), {}, "too large or of unknown size to be folded"),
+        ("Add", (np.ones((40_000, 1), np.float32), np.ones((1, 40_000), np.float32)), {}, "too large"),
+        ("Gather", (np.ones((2, 4000), np.float32), np.zeros(40_000, np.int64)), {"axis": 0}, "too large"),
+        ("GatherND", (np.ones((2, 4000), np.float32), np.zeros((40_000, 1), np.int64)), {}, "too large"),
+        ("MatMul", (np.ones((40_000, 1), np.float32), np.ones((1, 40_000), np.float32)), {}, "too large"),
+        ("DequantizeLinear", (np.ones((40_000, 1), np.int8), np.ones(40_001, np.float32)), {}, "a step for each"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)  # fmt: skip
+def test_constants_that_cost_too_much_stay_nodes(
+    op: str, operands: tuple[np.ndarray, ...], attributes: dict[str, Any], reason: str
+) -> None:
+    """Slow operators are not computed at all, and others only where their operands say that the result is small."""
+    refusals = Explainer(_beside(op, *operands, **attributes)).graph.refusals
+    assert any(r.node == "made" and reason in r.reason for r in refusals)
+
+
+@pytest.mark.parametrize("dims", [[1 << 29, 4], [1 << 62, 1 << 62], [-5, 10]])
+def test_sparse_weights_that_would_fill_the_memory(dims: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three numbers and a shape: onnxruntime makes them dense. Also where an attribute holds them."""
+    monkeypatch.setenv("FGCAM_MEMORY", "1G")
+    made = onnx.SparseTensorProto(dims=dims)
+    made.values.CopyFrom(onnx.numpy_helper.from_array(np.ones(3, np.float32), "bias"))
+    made.indices.CopyFrom(onnx.numpy_helper.from_array(np.arange(3)))
+    stored, held = tiny_models.free_size(), tiny_models.free_size()
+    stored.graph.sparse_initializer.append(made)
+    held.graph.node.append(helper.make_node("Constant", [], ["bias"], sparse_value=made))
+    for model in (stored, held):
+        with pytest.raises(ModelError, match=r"sparse tensor"):
+            load(model)
+    del made.dims[:]
+    made.dims.append(10)
+    stored.graph.sparse_initializer[0].CopyFrom(made)
+    load(stored)
+
+
+def test_constants_have_one_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten of them, each small enough: those that fit are folded, the others stay nodes."""
+    net = tiny_models.Net()
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+    for i in range(10):
+        made = net.node("Expand", f"made{i}", np.float32(1), np.array([1, 4, 16, 12]))
+        x = net.node("Add", f"add{i}", x, made)
+    model = net.model(net.head(x, 4))
+    assert not Explainer(model).graph.refusals
+    held = sum(len(t.raw_data) for t in model.graph.initializer)
+    monkeypatch.setattr("fgcam_onnx.graph.passes.fold_constants.largest", lambda: 8 * 4 * 16 * 12)
+    monkeypatch.setattr("fgcam_onnx.graph.passes.fold_constants.GROWTH", 0)
+    refused = [r.node for r in Explainer(model).graph.refusals]
+    assert refused == [f"made{i}" for i in range(2, 10)], held
+
+
+def _loop(rounds: np.ndarray | None, read: bool = True, inside: np.ndarray | None = None) -> onnx.ModelProto:
+    """A Loop over the activations; with ``inside`` another one in its body."""
+
+    def body(name: str, inner: list[onnx.NodeProto]) -> onnx.GraphProto:
+        nodes = [helper.make_node("Identity", [f"{name}c"], [f"{name}c2"]), *inner]
+        given = [
+            helper.make_tensor_value_info(f"{name}{n}", t, s)
+            for n, t, s in (("i", 7, []), ("c", 9, []), ("v", 1, None))
+        ]
+        made = [helper.make_tensor_value_info(f"{name}{n}", t, s) for n, t, s in (("c2", 9, []), ("w", 1, None))]
+        return helper.make_graph(nodes, name, given, made)
+
+    inner = [helper.make_node("Relu", ["av"], ["aw"])]
+    if inside is not None:
+        inner = [
+            helper.make_node(
+                "Loop", ["m2", "", "av"], ["aw"], body=body("b", [helper.make_node("Relu", ["bv"], ["bw"])])
+            )
+        ]
+    net = tiny_models.Net()
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+    if inside is not None:
+        net.weight("m2", inside)
+    count = None if rounds is None else rounds
+    y = net.node("Loop", "loop", count, net.weight("go", np.array(True)), x, body=body("a", inner))
+    return net.model(net.head(y if read else x, 4))
+
+
+@pytest.mark.parametrize("read", [True, False])
+@pytest.mark.parametrize(
+    ("rounds", "inside", "often"),
+    [
+        (None, None, "nobody knows how often"),
+        (np.array(1 << 62), None, "4,611,686,018,427,387,904 times"),
+        (np.array(10_001), None, "10,001 times"),
+        (np.array(500), np.array(500), "250,000 times"),
+    ],
+)
+def test_loops_without_end(rounds: np.ndarray | None, inside: np.ndarray | None, often: str, read: bool) -> None:
+    """Refused by their stated number, loops in loops by the product, also where nothing reads what they compute."""
+    with pytest.raises(ModelError, match="has a Loop that runs") as caught:
+        load(_loop(rounds, read, inside))
+    assert caught.value.what == f"the given model has a Loop that runs {often}"
+    load(_loop(np.array(100), read, None if inside is None else np.array(100)))
+
+
+def test_pooling_that_would_not_end() -> None:
+    """A window of 10^8 cells at 10^8 places is refused, with the shape known or not; a global pool is not."""
+    for shape in ((1, 3, 5000, 5000), (1, 3, None, None)):
+        net = tiny_models.Net(shape)
+        x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+        pads = [2000] * 4 if shape[2] else [9999] * 4
+        x = net.node("MaxPool", "pool", x, kernel_shape=[p + 1 for p in pads[:2]], pads=pads)
+        with pytest.raises(ModelError, match=r"MaxPool 'pool' has a window of \[\d+, \d+\]: it would not end"):
+            Explainer(net.model(net.head(x, 4)))
+    net = tiny_models.Net((1, 3, 400, 400))
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+    assert survives(net.model(net.head(net.node("AveragePool", "pool", x, kernel_shape=[400, 400]), 4)))
+
+
+def test_a_branch_reads_the_graph_around_it() -> None:
+    """What a subgraph reads without being handed it is an edge all the same: the picture may pass there, past L."""
+    net = tiny_models.Net()
+    then, other = (
+        helper.make_graph(
+            [helper.make_node(op, ["image"], [out]), helper.make_node("Relu", [out], [f"{out}2"])],
+            op, [], [helper.make_tensor_value_info(f"{out}2", TensorProto.FLOAT, None)],
+        )
+        for op, out in (("Neg", "a"), ("Identity", "b"))
+    )  # fmt: skip
+    branch = net.node("If", "if", net.weight("yes", np.array(True)), then_branch=then, else_branch=other)
+    x = net.node("Concat", "join", net.relu("relu1", net.conv("conv1", "image", 3, 4)), branch, axis=1)
+    explainer = Explainer(net.model(net.head(net.relu("relu2", net.conv("conv2", x, 7, 8)), 8)))
+    layer = next(each for each in explainer.graph.layers if each.op == "If")
+    assert layer.inputs == ("yes", "image")
+    assert [gap.node for gap in explainer.coverage().gaps] == ["if"]
+    with pytest.raises(FgcamError, match="no relevance rule for If"):
+        explainer.explain(np.ones((1, 3, 16, 12), np.float32))
+
+
+@pytest.mark.parametrize("step", [-0.03, float("nan"), float("inf")])
+def test_a_quantisation_step_that_is_none(step: float) -> None:
+    """A negative step would turn the signs that the range of the integers promises: backends differed in the map."""
+    model = corpus.quantised_operators()
+    Explainer(model)
+    scale = next(t for t in model.graph.initializer if t.name == "b.scale")
+    scale.raw_data = np.float32(step).tobytes()
+    with pytest.raises(ModelError, match="has a quantisation step that is none") as caught:
+        Explainer(model)
+    assert str(np.float32(step))[:4] in caught.value.what
+
+
+def test_quantisation_steps_that_do_not_fit_the_weight() -> None:
+    """960 steps along an axis of one cell would meet 960 channels each: a shape that spreads is refused, not made."""
+    model = corpus.quantised_operators()
+    step = next(t for t in model.graph.initializer if t.name == "conv1.w.scale")
+    step.CopyFrom(onnx.numpy_helper.from_array(np.full(6, 0.01, np.float32), step.name))
+    Explainer(model)
+    step.CopyFrom(onnx.numpy_helper.from_array(np.full(7, 0.01, np.float32), step.name))
+    with pytest.raises(ModelError, match=r"7 quantisation steps along axis 0 of a tensor of shape \[6, 3, 3, 3\]"):
+        Explainer(model)
+
+
+def test_an_input_that_is_no_picture() -> None:
+    model = tiny_models.vgg()
+    for kind in (TensorProto.STRING, TensorProto.COMPLEX64, 0):
+        model.graph.input[0].type.tensor_type.elem_type = kind
+        with pytest.raises(ModelError):
+            Explainer(model)
+
+
+def test_an_inner_tensor_of_no_type() -> None:
+    for kind in (TensorProto.UNDEFINED, 99):
+        model = tiny_models.vgg()
+        model.graph.value_info.append(helper.make_tensor_value_info("pool2.y", kind, None))
+        with pytest.raises(ModelError, match=r"tensor 'pool2\.y' has no type that ONNX knows"):
+            load(model)
+
+
+def test_a_negative_size_is_a_free_one() -> None:
+    """Some exporters write -1 for a batch of any size; the map is that of the model with a name there."""
+    model = tiny_models.vgg()
+    x = tiny_models.pictures(model)
+    expected = Explainer(model).explain(x).relevance
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = -5
+    explainer = Explainer(model)
+    assert explainer.input_shape == (None, 3, 16, 12)
+    assert explainer.num_classes >= 0
+    np.testing.assert_array_equal(explainer.explain(x).relevance, expected)
+
+
+def test_weights_of_a_type_that_no_array_has() -> None:
+    """A kilobyte of bfloat16 stays in the graph: onnxruntime takes over no arrays of it."""
+    model = tiny_models.vgg()
+    tensor = next(t for t in model.graph.initializer if t.name == "fc1.1")
+    tensor.data_type, tensor.raw_data = TensorProto.BFLOAT16, bytes(2 * int(np.prod(tensor.dims)))
+    assert len(tensor.raw_data) > 1024
+    assert load(model).weights.keys() == load(tiny_models.vgg()).weights.keys() - {"fc1.1"}
+    with pytest.raises(FgcamError):
+        Explainer(model).explain(tiny_models.pictures(model))
+
+
+# --- a memory limit -----------------------------------------------------------------------------------------
+
+
+def test_memory_limit_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, size in {"1G": 1 << 30, "512M": 512 << 20, "1.5 GiB": 3 << 29, "7kb": 7 << 10, "1000": 1000}.items():
+        monkeypatch.setenv("FGCAM_MEMORY", text)
+        assert memory.limit() == memory.available() == size
+    for text in ("lots", "-1G", "0", "1e9", "٣G", "1P"):
+        monkeypatch.setenv("FGCAM_MEMORY", text)
+        with pytest.raises(OptionError, match="which is no size"):
+            Explainer(tiny_models.vgg())
+    monkeypatch.delenv("FGCAM_MEMORY")
+    assert memory.limit() is None
+    assert memory.available() > 1 << 28
+
+
+def test_a_tensor_beyond_the_limit_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the shape that inference finds, in bytes; the same model passes without the limit."""
+    model = _much_out_of_little("Expand", 1 << 26)
+    Explainer(model)
+    monkeypatch.setenv("FGCAM_MEMORY", "200M")
+    with pytest.raises(ModelError) as caught:
+        Explainer(model)
+    assert caught.value.what == "tensor 'big.y' would have 67,108,864 elements"
+    assert caught.value.known == "shape [67108864]; FGCAM_MEMORY is 209,715,200 bytes"
+
+
+LIMITED = """
+import numpy as np, sys
+from fgcam_onnx import Explainer
+from fgcam_onnx.errors import BackendError
+explainer = Explainer(sys.argv[1], output="fc.y", threads=1)
+for n in (1, 100, 1):
+    try:
+        found = explainer.explain(np.full((1, 3, 16, 12), n, np.float32))
+        print("explained", np.isfinite(found.relevance).all())
+    except BackendError as error:
+        print("refused", error.what)
+"""
+
+
+def test_a_run_beyond_the_limit_is_refused_in_time(tmp_path: Path) -> None:
+    """Where no shape tells beforehand: onnxruntime's own arena ends at its share, and the next run is fine again.
+
+    Beside the scores the model makes a tensor of a million cells for each step of the brightest pixel.
+    """
+    net = tiny_models.Net()
+    most = net.node("Mul", "much", net.node("ReduceMax", "most", "image", keepdims=0), np.float32(1e6))
+    count = net.node("Reshape", "count", net.node("Cast", "whole", most, to=TensorProto.INT64), np.array([1]))
+    made = net.node("Expand", "made", np.float32([1]), count)
+    scores = net.head(net.relu("relu1", net.conv("conv1", "image", 3, 4)), 4)
+    onnx.save_model(net.model(scores, made), tmp_path / "net.onnx")
+    said = []
+    for limit in ("60M", ""):
+        env = {**os.environ, "FGCAM_MEMORY": limit}
+        command = [sys.executable, "-c", LIMITED, str(tmp_path / "net.onnx")]
+        said.append(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.splitlines())
+    assert said[0] == ["explained True", "refused the forward pass failed", "explained True"]
+    assert said[1] == ["explained True"] * 3
+
+
+@pytest.mark.parametrize("op", ["Cast", "Mul", "Concat", "Unsqueeze"])
+def test_shapes_are_followed_through_short_tensors_only(op: str) -> None:
+    """A trillion cells by the picture's own size, then an operator that onnx follows element by element: no hang."""
+    net = tiny_models.Net((1, 3, 16, 12))
+    size = net.node("Mul", "size", net.node("Shape", "shape", "image", start=0, end=1), np.array([10**12]))
+    made = net.node("Expand", "made", np.float32([1]), size)
+    flat = net.node("Reshape", "row", made, np.array([-1]))
+    operands = {"Mul": [flat, flat], "Concat": [flat, flat], "Unsqueeze": [flat, np.array([0])]}.get(op, [flat])
+    attributes = {"Cast": {"to": TensorProto.FLOAT}, "Concat": {"axis": 0}}.get(op, {})
+    made = net.node("ReduceMax", "most", net.node(op, "odd", *operands, **attributes), keepdims=0)
+    x = net.node("Add", "add", net.relu("relu1", net.conv("conv1", "image", 3, 4)), made)
+    with pytest.raises(ModelError, match=r"tensor '\w+\.y' would have 1,000,000,000,000 elements"):
+        Explainer(net.model(net.head(x, 4)))
+
+
+def test_short_shapes_are_followed_all_the_way() -> None:
+    """Shape, arithmetic, Concat, Reshape and once more: each step is only known when the one before it is."""
+    net = tiny_models.Net((1, 3, 16, 12))
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 4))
+    for i in range(2):
+        shape = net.node("Mul", f"twice{i}", net.node("Shape", f"shape{i}", x), np.array([1, 1, 1, 1]))
+        x = net.node("Expand", f"same{i}", x, shape)
+    sizes = concrete_shapes(load(net.model(net.head(x, 4))), {"image": (1, 3, 16, 12)})
+    assert sizes["same0.y"] == sizes["same1.y"] == (1, 4, 16, 12)

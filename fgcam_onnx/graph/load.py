@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -24,10 +25,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
+from fgcam_onnx import memory
 from fgcam_onnx.errors import FgcamError, ModelError
 from fgcam_onnx.graph import wire
 
-__all__ = ["ONNX_DOMAINS", "LoadedModel", "damaged", "load"]
+__all__ = ["ONNX_DOMAINS", "LoadedModel", "captured", "damaged", "load"]
 
 ONNX_DOMAINS = ("", "ai.onnx")
 # An initializer of at least this many bytes is held as a NumPy array beside the graph.
@@ -44,8 +46,17 @@ PLAIN: dict[int, np.dtype[Any]] = {
     TensorProto.INT32: np.dtype("<i4"),
     TensorProto.INT64: np.dtype("<i8"),
 }
+# Further types of arrays that onnxruntime takes over as they are; others stay in the graph.
+HELD = (TensorProto.BOOL, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64)
+EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
+NUMBER = re.compile(r"-?[0-9]{1,19}")
+# Bytes that an element of a sparse tensor may take, made dense; and the part of the memory that they may have.
+DENSE, SPARSE = 8, 8
+KINDS = frozenset(TensorProto.DataType.values()) - {TensorProto.UNDEFINED}
 # Nodes after inlining of local functions: functions that call functions can state 2^n nodes in n lines.
 MOST_NODES = 1_000_000
+# Rounds of a Loop, and of the loops inside it together: nobody can wait for 2^62 of them.
+MOST_ROUNDS = 10_000
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,11 @@ def _load(
     for opset in proto.opset_import:
         if opset.domain == "ai.onnx" and not any(other.domain == "" for other in proto.opset_import):
             opset.domain = ""
+    for value in proto.graph.value_info:
+        if value.type.HasField("tensor_type") and value.type.tensor_type.elem_type not in KINDS:
+            raise ModelError(
+                f"tensor {value.name!r} has no type that ONNX knows", at=name
+            )  # nor does onnxruntime load it
     folder = path.resolve().parent if path else None
     external: set[Path] = set()
     for tensor in proto.graph.initializer:
@@ -188,14 +204,19 @@ def _load(
         with file.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
+    _check_sparse(proto, name)
     if proto.functions:
         proto = _inline(proto, name)
     for tensor in proto.graph.initializer:
-        if tensor.name not in weights and tensor.ByteSize() >= LARGE and tensor.data_type != TensorProto.STRING:
+        if tensor.name not in weights and tensor.ByteSize() >= LARGE and tensor.data_type in (*PLAIN, *HELD):
             weights[tensor.name] = numpy_helper.to_array(tensor)
     light = _without(proto, weights)
     _check(light, weights, name)
+    _check_rounds(light, name)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    for word in (*metadata, *metadata.values()):
+        if not isinstance(word, str):
+            raise ModelError(f"{name} is damaged: its metadata is not UTF-8", next="export or download it again")
     return LoadedModel(light, weights, digest.hexdigest(), path, metadata)
 
 
@@ -255,6 +276,46 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
                 stack.extend(graph.node for graph in (attribute.g, *attribute.graphs))
 
 
+def _check_rounds(proto: onnx.ModelProto, name: str) -> None:
+    """Every Loop says how often it runs, in a number that is there to be read, and it is not for ever."""
+    numbers = {t.name: t for t in proto.graph.initializer}
+    numbers |= {
+        n.output[0]: a.t for n in proto.graph.node if n.op_type == "Constant" for a in n.attribute if a.name == "value"
+    }
+    stack = [(node, 1) for node in proto.graph.node]
+    while stack:
+        node, around = stack.pop()
+        if node.op_type == "Loop" and node.domain in ONNX_DOMAINS:
+            count = numbers.get(node.input[0]) if node.input else None
+            values = (
+                numpy_helper.to_array(count).ravel() if count is not None and count.ByteSize() < LARGE else np.zeros(0)
+            )
+            rounds = int(values[0]) if values.size == 1 and values.dtype.kind == "i" else None
+            if rounds is None or rounds * around > MOST_ROUNDS:
+                often = "nobody knows how often" if rounds is None else f"{rounds * around:,} times"
+                raise ModelError(
+                    f"{name} has a Loop that runs {often}",
+                    at=f"node {node.name!r}",
+                    known=f"a Loop may run {MOST_ROUNDS:,} times, and the model must state how often as a constant",
+                    next="export the model without control flow, or do not trust this file",
+                )
+            around *= max(1, rounds)
+        stack.extend((inner, around) for a in node.attribute for graph in (a.g, *a.graphs) for inner in graph.node)
+
+
+def captured(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The tensors that a node's subgraphs read from the graph around it: inputs that the node does not list."""
+    read: dict[str, None] = {}
+    for attribute in node.attribute:
+        for graph in (attribute.g, *attribute.graphs):
+            own = {value.name for value in (*graph.input, *graph.initializer)}
+            for inner in graph.node:
+                read.update(dict.fromkeys(n for n in (*inner.input, *captured(inner)) if n and n not in own))
+                own.update(inner.output)
+            read.update(dict.fromkeys(value.name for value in graph.output if value.name not in own))
+    return tuple(read)
+
+
 def _inner_tensors(proto: onnx.ModelProto) -> Iterator[TensorProto]:
     """Every stored tensor but the graph's initializers: attributes, sparse ones, those of subgraphs and functions."""
     nodes = [*_all_nodes(proto.graph.node), *(n for function in proto.functions for n in _all_nodes(function.node))]
@@ -310,6 +371,24 @@ def _check_size(tensor: TensorProto, name: str) -> None:
         _check_length(tensor, len(tensor.raw_data), name)
 
 
+def _check_sparse(proto: onnx.ModelProto, name: str) -> None:
+    """Sparse tensors are made dense before anything runs: together no more than a part of the memory."""
+    attributes = [a for node in _all_nodes(proto.graph.node) for a in node.attribute]
+    found = [*proto.graph.sparse_initializer, *(s for a in attributes for s in (a.sparse_tensor, *a.sparse_tensors))]
+    found += [sparse for a in attributes for graph in (a.g, *a.graphs) for sparse in graph.sparse_initializer]
+    dense = 0
+    for sparse in found:
+        if any(d < 0 for d in sparse.dims):
+            raise ModelError(f"sparse tensor {sparse.values.name!r} has a negative dimension", at=name)
+        dense += math.prod(sparse.dims) * DENSE
+    if dense > memory.available() // SPARSE:
+        raise ModelError(
+            f"the sparse tensors of {name} would have {dense:,} bytes",
+            known=f"they may take {memory.available() // SPARSE:,}",
+            next="export the model with dense weights, or do not trust this file",
+        )
+
+
 def _check_length(tensor: TensorProto, length: int, name: str) -> None:
     expected = _stored_bytes(tensor, name)
     if length != expected:
@@ -329,6 +408,11 @@ def _forget_external(tensor: TensorProto) -> None:
 def _find_external(tensor: TensorProto, folder: Path | None, name: str) -> tuple[Path, int]:
     """The file that holds the tensor's bytes, inside the model's folder, and where in it they start."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
+    strange = [key for key in entries if key not in EXTERNAL_KEYS and not key.startswith("prepacked")]
+    if strange:  # onnxruntime does not read past these either
+        raise ModelError(
+            f"external data of tensor {tensor.name!r} has an entry {strange[0][:80]!r} that nobody knows", at=name
+        )
     location = entries.get("location", "")
     where = f"tensor {tensor.name!r} of {name}"
     if folder is None:
@@ -345,7 +429,7 @@ def _find_external(tensor: TensorProto, folder: Path | None, name: str) -> tuple
             known=f"it resolves to {target}, the folder is {folder}",
             next="a model may only read files beside it: do not trust this file",
         )
-    if not target.is_file():
+    if not target.is_file() or location.endswith(("/", os.sep)):
         raise ModelError(
             f"the side file {location!r} with the model's weights is missing",
             at=where,
@@ -353,13 +437,11 @@ def _find_external(tensor: TensorProto, folder: Path | None, name: str) -> tuple
             next="copy it beside the .onnx file",
         )
     expected = _stored_bytes(tensor, name)
-    try:
-        offset = int(entries.get("offset", "0"))
-        length = int(entries["length"]) if "length" in entries else expected
-    except ValueError as error:
-        raise ModelError(
-            f"external data of {location!r} has an offset or length that is no number", at=where
-        ) from error
+    stated = [entries[key] for key in ("offset", "length") if key in entries]
+    if not all(NUMBER.fullmatch(text) for text in stated):
+        raise ModelError(f"external data of {location!r} has an offset or length that is no number", at=where)
+    offset = int(entries.get("offset", "0"))
+    length = int(entries["length"]) if "length" in entries else expected
     if expected is None or length != expected or offset < 0 or offset + length > target.stat().st_size:
         raise ModelError(
             f"external data {location!r} does not hold what the model states",

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fgcam_onnx.errors import ModelError
 from fgcam_onnx.graph.image import image_tensors
 from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph, Refusal, Tensor
 from fgcam_onnx.graph.passes.base import PassResult, refuse
@@ -185,7 +186,14 @@ def _pair(layer: Layer, scale: int, zero_point: int) -> Scale:
     point = _constant(layer, zero_point) if layer.given(zero_point) else np.zeros((), np.uint8)
     if point.dtype.kind not in "iu":
         raise _KeepError(f"its zero point has type {point.dtype}")
-    return _constant(layer, scale).astype(np.float32), point
+    step = _constant(layer, scale).astype(np.float32)
+    odd = step[~(np.isfinite(step) & (step >= 0))]
+    if odd.size:
+        raise ModelError(
+            f"{layer.name} has a quantisation step that is none: {float(odd[0])}",
+            next="a step is a positive number: quantise the model again",
+        )
+    return step, point
 
 
 def _constant(layer: Layer, position: int) -> np.ndarray:
@@ -199,6 +207,8 @@ def decoded(q: np.ndarray, scale: Scale, axis: int = 0) -> np.ndarray:
     """(q - zero_point) scale; a vector of scales runs along ``axis``."""
     step, point = scale
     if step.size > 1:
+        if not -q.ndim <= axis < q.ndim or step.size != q.shape[axis]:  # else each cell would meet each step
+            raise ModelError(f"{step.size} quantisation steps along axis {axis} of a tensor of shape {list(q.shape)}")
         column = [1] * q.ndim
         column[axis] = -1
         step, point = step.reshape(column), np.broadcast_to(point.reshape(-1), step.size).reshape(column)
