@@ -19,8 +19,8 @@ from typing import Any
 from harness import PAUSE, arguments, require_equal, table, write
 
 SIZE = (224, 224)
-# Seeds of the pictures that are compared; the first is timed. On some others VGG's map differs from torch's by 1e-4: a tie
-# of a max-pool would do that (see README), but it was not traced.
+# Seeds of the pictures that are compared; the first is timed. On some others VGG's map differs from torch's by 1e-4: a
+# tie of a max-pool would do that (see README), but it was not traced.
 PICTURES = (67, 1, 2)
 OURS, BARE, BASELINE = "fgcam_onnx", "onnxruntime, forward only", "torch autograd functions"
 # What a map may take, in forward passes: two convolutions of the descent for one of the forward pass make 3, four

@@ -49,12 +49,21 @@ def spotlit_images(n: int, size: tuple[int, int], seed: int, channels: int = 3) 
     return smooth_images(n, size, seed + 1, channels) * (0.15 + spot)
 
 
-def live(model: nn.Module, seed: int, size: tuple[int, int] = (96, 96), images: int = 16) -> nn.Module:
+SWITCHED_OFF = 1e-2
+
+
+def live(
+    model: nn.Module, seed: int, size: tuple[int, int] = (96, 96), images: int = 16, shift: float = 0.0
+) -> nn.Module:
     """Give ``model`` random weights under which activations live and logits differ by class; returns it in eval mode.
 
-    Kaiming weights; BatchNorm gamma uniform in [0.5, 1.5], so always positive, and a small beta; running statistics
+    Kaiming weights; gamma of every norm uniform in [0.5, 1.5], so always positive, and a small beta; running statistics
     from one forward pass in training mode over random smooth images (momentum None: the plain mean). An untouched
-    BatchNorm (mean 0, variance 1) would let activations grow or fade with depth.
+    BatchNorm (mean 0, variance 1) would let activations grow or fade with depth. What networks begin training with
+    switched off, such as the 1e-6 of a layer scale, is switched on.
+
+    ``shift``: the mean beta of every BatchNorm. At 0 half of all units are dead, and a deep network of random weights
+    is chaotic: it multiplies float32's rounding by a thousand and more. At 0.5 it multiplies it by ten.
     """
     g = torch.Generator().manual_seed(seed)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
@@ -66,7 +75,15 @@ def live(model: nn.Module, seed: int, size: tuple[int, int] = (96, 96), images: 
                     module.bias.normal_(0.0, 0.05, generator=g)
             elif isinstance(module, nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5, generator=g)
-                module.bias.normal_(0.0, 0.2, generator=g)
+                module.bias.normal_(shift, 0.2, generator=g)
+            elif isinstance(module, nn.LayerNorm | nn.GroupNorm) and module.weight is not None:
+                module.weight.uniform_(0.5, 1.5, generator=g)
+                if module.bias is not None:
+                    module.bias.normal_(0.0, 0.2, generator=g)
+            else:
+                for parameter in module.parameters(recurse=False):
+                    if parameter.abs().max() < SWITCHED_OFF:
+                        parameter.uniform_(0.2, 0.8, generator=g)
         model.eval()
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -108,34 +125,47 @@ def export(
     opset 13. ``dynamic_batch`` leaves the batch axis symbolic; height and width are always those of ``x``.
     Input and output are called "image" and "logits". Weights are inside the file, so it must stay below 2 GB.
     """
+    buffer = io.BytesIO()
+    _export(model, x, buffer, exporter, dynamic_batch)
+    if path is not None:
+        path.write_bytes(buffer.getvalue())
+    return buffer.getvalue()
+
+
+def export_beside(model: nn.Module, x: Tensor, path: Path, exporter: Exporter = "dynamo") -> Path:
+    """As :func:`export`, with the weights in files beside ``path``: for a model of more than 2 GB. Returns ``path``."""
+    _export(model, x, path, exporter, dynamic_batch=True)
+    return path
+
+
+def _export(model: nn.Module, x: Tensor, into: io.BytesIO | Path, exporter: Exporter, dynamic_batch: bool) -> None:
     model.eval()
     if dynamic_batch and len(x) == 1:
         x = x.expand(2, *x.shape[1:]).contiguous()  # torch.export takes an axis of length 1 for a constant
-    buffer = io.BytesIO()
     with _quiet_exporter(), torch.no_grad():
         if exporter == "legacy":
             torch.onnx.export(
                 model,
                 (x,),
-                buffer,
+                str(into) if isinstance(into, Path) else into,
                 dynamo=False,
                 opset_version=LEGACY_OPSET,
                 input_names=["image"],
                 output_names=["logits"],
                 dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}} if dynamic_batch else None,
             )
+            return
+        program = torch.onnx.export(
+            model,
+            (x,),
+            dynamo=True,
+            verbose=False,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_shapes=({0: torch.export.Dim("n")},) if dynamic_batch else None,
+        )
+        assert program is not None
+        if isinstance(into, Path):
+            program.save(into, external_data=True)
         else:
-            program = torch.onnx.export(
-                model,
-                (x,),
-                dynamo=True,
-                verbose=False,
-                input_names=["image"],
-                output_names=["logits"],
-                dynamic_shapes=({0: torch.export.Dim("n")},) if dynamic_batch else None,
-            )
-            assert program is not None
-            buffer.write(program.model_proto.SerializeToString())
-    if path is not None:
-        path.write_bytes(buffer.getvalue())
-    return buffer.getvalue()
+            into.write(program.model_proto.SerializeToString())
