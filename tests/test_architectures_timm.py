@@ -8,7 +8,7 @@ What is proved of each stands in ``architectures/proof.py``. Every run proves th
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -57,7 +57,7 @@ def test_network(member: Member) -> None:
     proved.add(member)
 
 
-def test_n_of_n(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+def test_n_of_n(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
     """Every network that this run asked for was proved, and the number is printed."""
     asked = {
         item.callspec.params["member"]
@@ -67,15 +67,16 @@ def test_n_of_n(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[st
     if not asked >= {member for member in MEMBERS if member.quick}:
         pytest.skip("a selection of the matrix was asked for")
     families = {member.family for member in proved}
-    with capsys.disabled():
-        print(f"\ntimm: {len(proved)} of {len(asked)} models of {len(families)} families proved; all: {len(MEMBERS)}")
+    record_property(
+        "summary", f"timm: {len(proved)} of {len(asked)} models of {len(families)} families proved; all: {len(MEMBERS)}"
+    )
     assert proved == asked
 
 
 def test_forty_families() -> None:
-    """One member at least of each is proved by every run, but for the few whose smallest member is large."""
+    """More than forty; one member of half of them is proved by every run, those whose smallest member is quick."""
     assert len({member.family for member in MEMBERS}) >= 40
-    assert len({member.family for member in MEMBERS if member.quick}) >= 35
+    assert len({member.family for member in MEMBERS if member.quick}) >= 22
     assert len({member.name for member in MEMBERS}) == len(MEMBERS)
     assert all(member.size[0] != member.size[1] for member in MEMBERS)
 

@@ -9,7 +9,7 @@ independent implementation finds in the PyTorch model. Every run proves the quic
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -88,7 +88,7 @@ def test_network(name: str, exporter: Exporter, tmp_path: Path) -> None:
     proved.add((name, exporter))
 
 
-def test_n_of_n(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> None:
+def test_n_of_n(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> None:
     """Every network that this run asked for was proved, and the number is printed."""
     asked = {
         (item.callspec.params["name"], item.callspec.params["exporter"])
@@ -97,8 +97,7 @@ def test_n_of_n(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[st
     }
     if not asked >= {(name, exporter) for name in QUICK for exporter in EXPORTERS}:
         pytest.skip("a selection of the matrix was asked for")
-    with capsys.disabled():
-        print(f"\ntorchvision: {len(proved)} of {len(asked)} files proved; the matrix has {len(CASES)}")
+    record_property("summary", f"torchvision: {len(proved)} of {len(asked)} files proved; the matrix has {len(CASES)}")
     assert proved == asked
 
 
@@ -124,7 +123,10 @@ def test_the_lists_are_the_library() -> None:
         assert set(family.quick) <= set(family.models)
 
 
-@pytest.mark.parametrize("refusal", REFUSED, ids=lambda refusal: refusal.name)
+@pytest.mark.parametrize(
+    "refusal",
+    [pytest.param(each, id=each.name, marks=() if each.name == "vit_b_16" else pytest.mark.slow) for each in REFUSED],
+)
 def test_a_transformer_is_refused(refusal: Any) -> None:
     """By the name of a node, before anything runs."""
     model = import_torchvision().models.get_model(refusal.name, weights=None, num_classes=10, **refusal.options).eval()
