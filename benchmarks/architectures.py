@@ -10,6 +10,7 @@ was on the machine, the former needs a machine for itself.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -87,7 +88,12 @@ def measure(arch: str, threads: int, rounds: int) -> dict[str, Any]:
     explainer.explain(feed)
     first = time.process_time() - begin
     ours = [explainer.explain(picture[None].numpy()).relevance[0] for picture in pictures]
-    require_equal(ours, [theirs.explain(picture[None])[0].numpy() for picture in pictures], arch)
+    # In float32 the contestant itself may be 4e-5 from its own float64 (MobileNetV2): that is what ours is held to.
+    exact = reference(arch, copy.deepcopy(model).double())
+    targets = [torch.tensor(explainer.explain(picture[None].numpy()).target) for picture in pictures]
+    truth = [exact.explain(p[None].double(), t)[0].numpy() for p, t in zip(pictures, targets, strict=True)]
+    require_equal(ours, truth, f"{arch}, against torch in float64")
+    del exact
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # As in ours: threads that spin while they wait would be counted as work.
