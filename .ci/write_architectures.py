@@ -48,7 +48,7 @@ def table(head: str, rows: list[list[str]]) -> str:
 def page(found: dict[tuple[str, str, str], dict[str, Any]]) -> str:
     """The generated half of the page."""
     torchvision = []
-    for name in torchvision_models.ON_THE_PAGE:
+    for name in torchvision_models.MODELS:
         new, old = (found["torchvision", name, exporter] for exporter in ("dynamo", "legacy"))
         assert (new["size"], new["shape"]) == (old["size"], old["shape"])
         errors = [f"{each['error']:.0e}" for each in (new, old)]

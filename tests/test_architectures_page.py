@@ -26,7 +26,7 @@ def test_the_page_lists_the_matrix() -> None:
     ask = "out of date: run the whole matrix, then python .ci/write_architectures.py"
     yes = {True: "yes", False: ""}
     torchvision = [(row[0], row[-1]) for row in rows("torchvision")]
-    assert torchvision == [(n, yes[n in torchvision_models.QUICK]) for n in torchvision_models.ON_THE_PAGE], ask
+    assert torchvision == [(n, yes[n in torchvision_models.QUICK]) for n in torchvision_models.MODELS], ask
     timm = [(row[0], row[1], row[-1]) for row in rows("timm")]
     assert timm == [(m.family, m.name, yes[m.quick]) for m in timm_models.MEMBERS], ask
     assert [(row[0], row[-1]) for row in rows("onnx")] == [(m.name, yes[m.quick]) for m in light_models.LIGHT], ask
@@ -41,5 +41,5 @@ def test_the_number_is_that_of_the_tables() -> None:
 
 def test_every_error_on_the_page_is_below_the_bound() -> None:
     errors = [float(cell) for row in rows("torchvision") for cell in row[3:5]]
-    assert len(errors) == 2 * len(torchvision_models.ON_THE_PAGE)
+    assert len(errors) == 2 * len(torchvision_models.MODELS)
     assert max(errors) <= 1e-4

@@ -100,10 +100,8 @@ FAMILIES = (
 MODELS = tuple(name for family in FAMILIES for name in family.models)
 QUICK = frozenset(name for family in FAMILIES for name in family.quick)
 
-# More than one file holds: its weights lie beside it. Its slow test takes more memory than there was when the page in
-# docs/ was made, so the page does not count it.
+# More than one file holds: its weights lie beside it. Its slow test takes more than 24 GB of memory.
 LARGE = ("regnet_y_128gf",)
-ON_THE_PAGE = tuple(name for name in MODELS if name not in LARGE)
 
 # Pictures on which the network is decided (Network.decided), where the first ones are not.
 SEEDS = dict.fromkeys(_names("mobilenet_v2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_v2_l"), 1)
