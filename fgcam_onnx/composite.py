@@ -1,11 +1,14 @@
 """Composites: which rule serves which layer.
 
-Two families. :class:`RelevanceComposite` is the descent of FG-CAM with the options of methods 2.6; the
-:class:`GradientComposite` walks the head, and gives CAMs their gradients.
+:class:`RelevanceComposite` is the descent of FG-CAM and of LRP: rules by selector, a named composite, and the options of
+methods 2.6. :class:`GradientComposite` walks by derivatives: the head, for CAMs, and gradient methods down to the
+picture. :class:`RescaleComposite` walks by DeepLIFT's multipliers.
 """
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,23 +18,26 @@ import numpy as np
 from fgcam_onnx import registry
 from fgcam_onnx.backends.base import Verbs
 from fgcam_onnx.errors import OptionError, nearest
+from fgcam_onnx.graph.affine import BY_DERIVATIVE
 from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
-from fgcam_onnx.propagation import formula
+from fgcam_onnx.propagation import FORMULAS, checked, formula
 from fgcam_onnx.registry import LinearMap, Rule
+from fgcam_onnx.selectors import matches, number_matched
 
-__all__ = ["CHOICES", "Composite", "Gap", "GradientComposite", "RelevanceComposite"]
+__all__ = ["CHOICES", "NAMED", "Composite", "Gap", "GradientComposite", "Named", "RelevanceComposite"]
+__all__ += ["RescaleComposite", "split_rule"]
 
 # Options of the descent: default first (methods 2.6).
 CHOICES: dict[str, tuple[str, ...]] = {
-    "first_layer": ("zB", "z+", "flat"),
+    "first_layer": ("zB", "z+", "flat", "same"),
     "batchnorm": ("fold", "identity"),
     "relu": ("mask", "identity"),
     "add": ("zplus", "norm"),
     "mul": ("signal", "uniform"),
     "maxpool": ("winner", "winner_positive"),
 }
-# The first-layer option's values are the paper's names; the formulas have those of the files.
+# The first-layer option's values are the paper's names; the formulas have those of the files. "same": as other layers.
 FIRST_LAYER = {"zB": "z_box", "z+": "z_plus", "flat": "flat"}
 # Which option chooses the rule of an operator.
 CHOSEN_BY = {"Relu": "relu", "Clip": "relu", SATURATE: "relu", "Add": "add", "Sum": "add", "Mean": "add", "Sub": "add"}
@@ -73,6 +79,8 @@ def _linear_rule(layer: Layer, graph: LayerGraph, name: str, options: Mapping[st
     def function(node: Node, r: Any, xp: Verbs, cls: type[LinearMap] = cls) -> Flow:
         return chosen.function(node, cls, r, xp)
 
+    parameters = {k: v for k, v in options.items() if k in chosen.parameters}
+    options = {**options, **checked(chosen.name, parameters)}
     return Rule(
         chosen.name,
         layer.op,
@@ -83,6 +91,7 @@ def _linear_rule(layer: Layer, graph: LayerGraph, name: str, options: Mapping[st
         leaks=chosen.leaks,
         dead_inputs=chosen.dead_inputs,
         options=options,
+        unbounded=chosen.unbounded,
         # Bounds that the user gives are a word, not a fact: a pixel outside them makes terms of both signs.
         one_sign=chosen.one_sign and (chosen.name != "z_box" or isinstance(options.get("bounds", "per_image"), str)),
     )
@@ -108,15 +117,23 @@ def _too_new(layer: Layer, since: Sequence[int]) -> str:
 
 @dataclass(frozen=True)
 class GradientComposite(Composite):
-    """Every operator by its derivative."""
+    """Every operator by its derivative; ``guided``: these operators by the derivative of guided backpropagation."""
 
-    kind = "gradient"
-    key = "gradient"
+    guided: tuple[str, ...] = ()
+    kind: str = field(default="gradient", init=False)
+
+    @property
+    def key(self) -> str:  # type: ignore[override]
+        return "gradient" if not self.guided else f"gradient guided at {', '.join(self.guided)}"
 
     def rule_for(self, layer: Layer, graph: LayerGraph) -> Rule | Gap:
         if _works_on_tokens(layer, graph):
             return Gap("it works on tokens, cells that are a picture no longer: this is no convolutional network")
-        return _linear_rule(layer, graph, "gradient", {}) or _own_rule(layer, graph, "gradient", None)
+        linear = _linear_rule(layer, graph, "gradient", {})
+        if linear is not None:
+            return linear
+        guided = layer.op in self.guided and "guided" in registry.names("gradient", layer.op)
+        return _own_rule(layer, graph, "gradient", "guided" if guided else None)
 
 
 def _works_on_tokens(layer: Layer, graph: LayerGraph) -> bool:
@@ -133,27 +150,92 @@ def _works_on_tokens(layer: Layer, graph: LayerGraph) -> bool:
 
 
 @dataclass(frozen=True)
-class RelevanceComposite(Composite):
-    """FG-CAM's descent: z+ everywhere, z^B where the image comes in, the operators' own rules elsewhere.
+class RescaleComposite(Composite):
+    """DeepLIFT with the rescale rule: linear maps and moves of cells by their derivative, all else by its multiplier."""
 
-    Options as in methods 2.6. ``zb_bounds``: "per_image", or (low, high), each a number or one per channel.
+    kind = "rescale"
+    key = "rescale"
+
+    def rule_for(self, layer: Layer, graph: LayerGraph) -> Rule | Gap:
+        linear = _linear_rule(layer, graph, "gradient", {})
+        if linear is not None:
+            return linear
+        return _own_rule(layer, graph, "gradient" if layer.op in BY_DERIVATIVE else "rescale", None)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A named composite: rules by selector, the first that matches, and its own defaults of the options."""
+
+    rules: Mapping[str, str]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+# Activations and folded norms pass relevance on, sums and average pools share it by signed parts.
+_USUAL = {"first_layer": "same", "relu": "identity", "add": "norm"}
+_DENSE = {"dense": "epsilon", "pool": "epsilon"}
+NAMED: dict[str, Named] = {
+    "paper": Named({}),
+    "epsilon_plus": Named({"conv": "z_plus", **_DENSE}, _USUAL),
+    "epsilon_alpha2_beta1": Named({"conv": "alpha_beta(alpha=2, beta=1)", **_DENSE}, _USUAL),
+    "epsilon_plus_flat": Named({"conv": "z_plus", **_DENSE}, _USUAL | {"first_layer": "flat"}),
+    "epsilon_alpha2_beta1_flat": Named(
+        {"conv": "alpha_beta(alpha=2, beta=1)", **_DENSE}, _USUAL | {"first_layer": "flat"}
+    ),
+    "epsilon_gamma_box": Named({"conv": "gamma(gamma=0.25)", **_DENSE}, _USUAL | {"first_layer": "zB"}),
+    "excitation": Named(
+        {"Relu": "gradient", "Clip": "gradient", "pool": "epsilon"},
+        {"first_layer": "same", "add": "norm", "batchnorm": "identity"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RelevanceComposite(Composite):
+    """Rules of relevance. The defaults are FG-CAM's descent: z+ everywhere, z^B where the image comes in.
+
+    For each layer the first of: ``rules``, pairs of a selector (``fgcam_onnx.selectors``) and a rule; the named
+    ``composite``; z+, or the operator's own rule, as the options of methods 2.6 choose it. An option that is None is
+    the named composite's. A rule is the name of a formula with its parameters, "gamma(gamma=0.5)", or of a rule of the
+    operator, "norm". ``bias``: whether z+, alpha-beta and gamma count the bias in their denominators, and so lose its
+    share; ``epsilon``: the stabiliser of LRP-epsilon. ``zb_bounds``: "per_image", or (low, high), each a number or one
+    per channel.
 
     Raises:
-        OptionError: a value outside an option's choices.
+        OptionError: a value outside an option's choices, a rule or a composite that nobody knows.
     """
 
-    first_layer: str = "zB"
+    composite: str = "paper"
+    rules: tuple[tuple[str, str], ...] = ()
+    bias: bool = False
+    epsilon: float = 1e-6
+    first_layer: str | None = None
     zb_bounds: Any = "per_image"
-    batchnorm: str = "fold"
-    relu: str = "mask"
-    add: str = "zplus"
-    mul: str = "signal"
-    maxpool: str = "winner"
+    batchnorm: str | None = None
+    relu: str | None = None
+    add: str | None = None
+    mul: str | None = None
+    maxpool: str | None = None
     kind: str = field(default="relevance", init=False)
 
     def __post_init__(self) -> None:
+        if self.composite not in NAMED:
+            raise OptionError(
+                f"there is no composite {self.composite!r}",
+                known=", ".join(NAMED),
+                next=nearest(str(self.composite), NAMED) or None,
+            )
+        if not isinstance(self.bias, (bool, np.bool_)):
+            raise OptionError(f"option bias cannot be {self.bias!r}", known="true or false")
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, (int, float)) or not self.epsilon >= 0:
+            raise OptionError(f"option epsilon cannot be {self.epsilon!r}", known="a number, at least 0")
+        pairs = self.rules.items() if isinstance(self.rules, Mapping) else self.rules
+        object.__setattr__(self, "rules", tuple((str(selector), _checked(rule)) for selector, rule in pairs))
         for option, choices in CHOICES.items():
             value = getattr(self, option)
+            if value is None:
+                value = NAMED[self.composite].options.get(option, choices[0])
+                object.__setattr__(self, option, value)
             if value not in choices:
                 raise OptionError(
                     f"option {option} cannot be {value!r}",
@@ -175,14 +257,93 @@ class RelevanceComposite(Composite):
     def key(self) -> str:  # type: ignore[override]
         return repr(self)
 
+    def check(self, graph: LayerGraph) -> None:
+        """Raise OptionError if a selector of the user's means no layer."""
+        for selector, _ in self.rules:
+            number_matched(selector, graph)
+
     def rule_for(self, layer: Layer, graph: LayerGraph) -> Rule | Gap:
-        first = bool(layer.inputs) and graph.tensor(layer.inputs[0]).from_image
-        name = FIRST_LAYER[self.first_layer] if first else "z_plus"
-        linear = _linear_rule(layer, graph, name, {"bounds": self.zb_bounds})
-        if linear is not None:
-            return linear
+        for selector, rule in self.rules:
+            if matches(selector, layer, graph):
+                return self._by_name(layer, graph, rule)
+        if self.first_layer != "same" and matches("first", layer, graph):
+            return self._by_name(layer, graph, FIRST_LAYER[str(self.first_layer)])
+        for selector, rule in NAMED[self.composite].rules.items():
+            if matches(selector, layer, graph):
+                return self._by_name(layer, graph, rule)
+        if registry.find_linear(layer.op) is not None:
+            return self._by_name(layer, graph, "z_plus")
         option = CHOSEN_BY.get(layer.op)
         return _own_rule(layer, graph, "relevance", None if option is None else getattr(self, option))
+
+    def _by_name(self, layer: Layer, graph: LayerGraph, text: str) -> Rule | Gap:
+        name, given = split_rule(text)
+        if registry.find_linear(layer.op) is not None:
+            if name not in FORMULAS:
+                raise OptionError(
+                    f"rule {name!r} cannot serve {layer.op}",
+                    at=f"node {layer.name!r}",
+                    known=f"it is a linear map, its rules are {', '.join(FORMULAS)}",
+                    next=nearest(name, FORMULAS) or None,
+                )
+            defaults = {"bias": bool(self.bias), "epsilon": float(self.epsilon), "bounds": self.zb_bounds}
+            own = {k: v for k, v in defaults.items() if k in formula(name).parameters or k == "bounds"}
+            if name == "epsilon":
+                own.pop("bias", None)  # LRP-epsilon has the bias in z_j by its definition
+            found = _linear_rule(layer, graph, name, {**own, **given})
+            return found if found is not None else Gap(f"{layer.op} is no linear map here")
+        if given:
+            raise OptionError(f"rule {text!r}: the rules of {layer.op} have no parameters", at=f"node {layer.name!r}")
+        kind = "gradient" if name == "gradient" else "relevance"
+        known = registry.names("relevance", layer.op)
+        if kind == "relevance" and name not in known:
+            raise OptionError(
+                f"rule {name!r} cannot serve {layer.op}",
+                at=f"node {layer.name!r}",
+                known=f"its rules are {', '.join(known)}" if known else f"{layer.op} has no relevance rule",
+                next=nearest(name, known) or None,
+            )
+        return _own_rule(layer, graph, kind, None if kind == "gradient" else name)
+
+
+_RULE = re.compile(r"\s*([A-Za-z_]\w*)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+def split_rule(rule: Any) -> tuple[str, dict[str, Any]]:
+    """The name and parameters of a rule: "gamma(gamma=0.5)", or a pair ("gamma", {"gamma": 0.5}).
+
+    Raises:
+        OptionError: it is written in another way, or its formula has no such parameter.
+    """
+    if not isinstance(rule, str):
+        name, given = rule if isinstance(rule, (tuple, list)) and len(rule) == 2 else (rule, None)
+        if not isinstance(name, str) or not isinstance(given, Mapping):
+            raise OptionError(f"{rule!r} is no rule", known=RULE_FORMS)
+        return name, dict(given)
+    found = _RULE.fullmatch(rule)
+    if found is None:
+        raise OptionError(f"{rule!r} is no rule", known=RULE_FORMS)
+    given = {}
+    for part in (found[2] or "").split(",") if found[2] else []:
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not key:
+            raise OptionError(f"{rule!r} is no rule", at=f"{part.strip()!r}", known=RULE_FORMS)
+        try:
+            given[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given[key] = {"true": True, "false": False}.get(value, value)
+    return found[1], given
+
+
+RULE_FORMS = "a name, or one with parameters: 'epsilon', 'gamma(gamma=0.5)', 'alpha_beta(alpha=2, beta=1)'"
+
+
+def _checked(rule: Any) -> str:
+    """A rule as text, its parameters known to its formula."""
+    name, given = split_rule(rule)
+    if name in FORMULAS:
+        checked(name, given)
+    return f"{name}({', '.join(f'{k}={v!r}' for k, v in given.items())})" if given else name
 
 
 def _is_pair(bounds: Any) -> bool:

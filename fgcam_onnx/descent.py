@@ -23,7 +23,7 @@ from fgcam_onnx.errors import LayerError, UnsupportedOpError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.graph.sizes import sizes_known, sources_of_sizes
 from fgcam_onnx.ledger import Ledger, LedgerRow
-from fgcam_onnx.node import Node
+from fgcam_onnx.node import REFERENCE, Node
 from fgcam_onnx.registry import Rule
 
 __all__ = ["Plan", "Step", "ledger_of", "plan", "program"]
@@ -49,6 +49,8 @@ class Step:
             names += [self.layer.inputs[i] for i in self.layer.operands]
         if "y" in self.rule.reads:
             names.append(self.layer.output)
+        if self.rule.name == "rescale":
+            names += [REFERENCE + name for name in names]
         return tuple(dict.fromkeys(names))
 
 
@@ -73,6 +75,11 @@ class Plan:
         names = [n for s in self.steps for n in (*(s.layer.inputs[i] for i in s.layer.operands), *s.layer.outputs) if n]
         names += [name for s in self.steps for name in sources_of_sizes(self.graph, s.layer)]
         return tuple(dict.fromkeys((self.source, self.target, *names)))
+
+    @cached_property
+    def unbounded(self) -> bool:
+        """May the sum of absolute relevance grow on the way?"""
+        return any(step.rule.unbounded for step in self.steps)
 
     @cached_property
     def aside(self) -> tuple[tuple[Layer, str], ...]:
@@ -187,7 +194,10 @@ def program(plan: Plan, shapes: Mapping[str, tuple[int, ...]], *, keep_books: bo
 def descend(
     plan: Plan, shapes: Mapping[str, tuple[int, ...]], xp: Verbs, tape: Mapping[str, Array], keep_books: bool
 ) -> dict[str, Array]:
-    """Walk the plan. Books, each [n]: ``in:``, ``out:``, ``leaked:``, ``dropped:`` + position of the step.
+    """Walk the plan. Books, each [n]: ``in:``, ``out:``, ``leaked:``, ``dropped:`` + position of the step; ``passed:``
+    the sum of absolute relevance that came in, where the plan is unbounded.
+
+    Several rows of one image: START has a row for each, the tape a batch of 1, and ``shapes`` those of the relevance.
 
     ``aside:``, ``aside_absolute:`` + name of a tensor that got relevance and does not lead to the target.
     """
@@ -206,7 +216,7 @@ def descend(
         xp.rounding(one_sign=step.rule.one_sign)
         flow = step.rule.function(node, received if several else received[0], xp)
         if keep_books:
-            _write(books, position, [r for r in received if r is not None], flow, xp, images)
+            _write(books, position, [r for r in received if r is not None], flow, xp, images, plan.unbounded)
         for operand, part in flow.parts.items():
             name = layer.inputs[operand]
             if name in arrived:
@@ -229,7 +239,9 @@ def _total(part: Array, xp: Verbs, images: int) -> Array:
     return xp.total(part)
 
 
-def _write(books: dict[str, Array], position: int, received: list[Array], flow: Any, xp: Verbs, images: int) -> None:
+def _write(
+    books: dict[str, Array], position: int, received: list[Array], flow: Any, xp: Verbs, images: int, unbounded: bool
+) -> None:
     def summed(values: list[Array]) -> Array | None:
         whole = None
         for value in values:
@@ -242,6 +254,8 @@ def _write(books: dict[str, Array], position: int, received: list[Array], flow: 
         "leaked": summed([leak.signed for leak in flow.leaks]),
         "dropped": summed([leak.absolute for leak in flow.leaks]),
     }
+    if unbounded:
+        columns["passed"] = summed([xp.total(xp.absolute(r)) for r in received])
     books.update({f"{name}:{position}": value for name, value in columns.items() if value is not None})
 
 
@@ -254,7 +268,7 @@ def ledger_of(plan: Plan, books: Mapping[str, np.ndarray]) -> Ledger:
             step.layer.name,
             step.layer.op,
             step.rule.name,
-            *(exact.get(f"{name}:{position}", nothing) for name in ("in", "out", "leaked", "dropped")),
+            *(exact.get(f"{name}:{position}", nothing) for name in ("in", "out", "leaked", "dropped", "passed")),
         )
         for position, step in enumerate(plan.steps)
     )

@@ -37,12 +37,18 @@ class Explanation:
     ``target``      int64 ``[n]``: the class that was explained; where it was no class, for each image its place, a
                     tuple of an entry for each axis of the logits after the batch (":", "2:5" for a sum), or "function"
     ``score``       float32 ``[n]``: the number that was explained, the logit of the class or the weighted sum of logits
+    ``against``     int64 like ``target``: the class that it is held against, None if there is none
+    ``promised``    float64 like ``target``: what ``relevance`` should sum to, of methods that share out a difference
+                    (integrated gradients, DeepLIFT); None of others
     ``weights_sha256``   of the weights that a target function gave each image; else empty
     ``method``, ``layer``, ``start``   the method's name, where the map is, and the tensor L that it started from
     ``ledger``      the account of the relevance, node by node
     ``input_size``  (H, W) of the model's input
     ``images``      uint8 ``[n, H, W, 3]``: what was shown to the model, where known
     ``options``     the options of the method; ``provenance``: model hash, versions, providers and the like
+
+    Explained for several classes at once, ``relevance`` is ``[n, k, h, w]``, and ``target``, ``score``, ``against`` and
+    ``promised`` are ``[n, k]``; in the ledger a row stands for an image and a class, the classes of an image together.
 
     Raises :class:`InputError` where the shapes do not belong together or the relevance is not finite.
     """
@@ -60,19 +66,22 @@ class Explanation:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     score: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     weights_sha256: tuple[str, ...] = ()
+    against: npt.NDArray[np.int64] | None = None
+    promised: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         rank = len(self.input_size)
         axes = _axes(rank)
-        if self.relevance.ndim != 1 + rank or self.relevance.dtype != np.float32 or not self.relevance.size:
-            _wrong(f"relevance has to be float32 [n, {axes}]", self.relevance)
-        n = len(self.relevance)
+        known = self.relevance.ndim - rank in (1, 2)
+        if not known or self.relevance.dtype != np.float32 or not self.relevance.size:
+            _wrong(f"relevance has to be float32 [n, {axes}], or [n, k, {axes}] of k classes", self.relevance)
+        n, shape = len(self.relevance), self.rows
         classes = self.classes
         if classes is not None:
-            self._check_classes(classes, n)
+            self._check_classes(classes, shape)
         elif self.logits.ndim < 2 or len(self.logits) != n:
             _wrong(f"logits have to be [n, ...] with n = {n}", self.logits)
-        elif len(self.target) != n or self.score.shape != (n,):
+        elif len(self.target) != n or self.score.shape != shape:
             raise InputError(
                 f"a target that is no class needs a place or 'function', and a score, for each of n = {n} images",
                 known=f"there are {len(self.target)} targets, scores {list(self.score.shape)}",
@@ -81,23 +90,39 @@ class Explanation:
             bad = np.argwhere(~np.isfinite(self.relevance))
             raise InputError(
                 f"the relevance is not finite in {len(bad)} of {self.relevance.size} places",
-                at=f"first at [n, {axes}] = {bad[0].tolist()}",
+                at=f"first at [{'n' if len(shape) == 1 else 'n, k'}, {axes}] = {bad[0].tolist()}",
                 known=f"{self.method} at layer {self.layer!r}",
             )
         if self.images is not None:
             _pictures(self.images, n)
 
-    def _check_classes(self, classes: npt.NDArray[np.int64], n: int) -> None:
+    def _check_classes(self, classes: npt.NDArray[np.int64], shape: tuple[int, ...]) -> None:
+        n = shape[0]
         if self.logits.ndim != 2 or len(self.logits) != n:
             _wrong(f"logits have to be [n, classes] with n = {n}", self.logits)
-        if classes.shape != (n,) or classes.dtype != np.int64:
-            _wrong(f"target has to be int64 [n] with n = {n}", classes)
+        if classes.shape != shape or classes.dtype != np.int64:
+            wanted = f"[n] with n = {n}" if len(shape) == 1 else f"[n, k] with n, k = {shape}"
+            _wrong(f"target has to be int64 {wanted}", classes)
         if classes.min() < 0 or classes.max() >= self.logits.shape[1]:
             raise InputError(
                 f"target {int(classes.max() if classes.min() >= 0 else classes.min())} is not a class",
                 known=f"logits [n, classes] = {list(self.logits.shape)}",
             )
-        object.__setattr__(self, "score", self.logits[np.arange(n), classes].astype(np.float32))
+        score = self._of(classes, self.logits)
+        if self.against is not None:
+            score = score - self._of(self.against, self.logits)
+        object.__setattr__(self, "score", score.astype(np.float32))
+
+    @staticmethod
+    def _of(classes: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """``values`` [n, classes] at ``classes`` [n] or [n, k]."""
+        found: npt.NDArray[Any] = np.take_along_axis(values, classes.reshape(len(classes), -1), axis=1)
+        return found.reshape(classes.shape)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """(n,), or (n, k) of several classes at once."""
+        return self.relevance.shape[: self.relevance.ndim - len(self.input_size)]
 
     def __len__(self) -> int:
         return len(self.relevance)
@@ -129,17 +154,23 @@ class Explanation:
         return p
 
     def heatmap(self, size: int | Sequence[int] | None = None) -> npt.NDArray[np.float32]:
-        """float32 ``[n, H, W]`` in [0, 1]: ReLU, bilinear to ``size`` (default: the input's), min-max for each image.
+        """float32 ``[n, H, W]`` in [0, 1]: ReLU, bilinear to ``size`` (default: the input's), min-max for each map.
 
         Bilinear with half-pixel centres and without antialias; a constant map gives zeros. Raises :class:`OptionError`
         for a size that is not a positive number of pixels for each axis.
         """
-        return imaging.heat(self.relevance, self._size(size))
+        wanted = self._size(size)
+        return imaging.heat(self._flat, wanted).reshape(*self.rows, *wanted)
+
+    @property
+    def _flat(self) -> npt.NDArray[np.float32]:
+        """[rows, h, w]"""
+        return self.relevance.reshape(-1, *self.relevance.shape[len(self.rows) :])
 
     def overlay(
         self, images: npt.ArrayLike | None = None, alpha: float = 0.5, colormap: str = "jet"
     ) -> npt.NDArray[np.uint8]:
-        """uint8 ``[n, H, W, 3]``: the map in colour over the images, at the images' own size.
+        """uint8 ``[n, H, W, 3]`` (``[n, k, H, W, 3]``): the map in colour over the images, at the images' own size.
 
         ``images``: uint8 or floats in [0, 1], ``[n, H, W, 3]``, grey ``[n, H, W]``, or one alone without n; default:
         what the model was shown. ``alpha`` is the weight of the map. ``colormap``: jet, ember or gray show
@@ -156,20 +187,31 @@ class Explanation:
         if images is None and self.images is None:
             raise InputError("there are no images to lay the map over", next="give them: overlay(images)")
         pictures = _pictures(self.images if images is None else images, len(self))
-        return imaging.overlay(pictures, imaging.shade(self.relevance, pictures.shape[1:3], colormap), alpha)
+        if len(self.rows) > 1:
+            pictures = np.repeat(pictures, self.rows[1], axis=0)
+        laid = imaging.overlay(pictures, imaging.shade(self._flat, pictures.shape[1:3], colormap), alpha)
+        return laid.reshape(*self.rows, *laid.shape[1:])
 
     def manifest(self) -> dict[str, Any]:
         """What was explained, of which model, with what; plain JSON values only."""
         classes = self.classes
         p = None if classes is None else self.probabilities
         each: list[dict[str, Any]] = []
-        for i in range(len(self)):
-            r = self.relevance[i].astype(np.float64)
-            entry: dict[str, Any] = {"target": self.target[i]}
+        for index in np.ndindex(self.rows):
+            i = index[0]
+            r = self.relevance[index].astype(np.float64)
+            entry: dict[str, Any] = {"target": self._target(index)}
+            if len(index) > 1:
+                entry = {"image": i, **entry}
+            if self.against is not None:
+                entry["against"] = self.against[index]
             if classes is not None and p is not None:
-                entry |= {"logit": self.score[i], "probability": p[i, classes[i]], "argmax": self.logits[i].argmax()}
-            else:
-                entry |= {"score": self.score[i]}
+                logit = self.logits[i, classes[index]]
+                entry |= {"logit": logit, "probability": p[i, classes[index]], "argmax": self.logits[i].argmax()}
+            if classes is None or self.against is not None:
+                entry |= {"score": self.score[index]}
+            if self.promised is not None:
+                entry["promised_sum"] = self.promised[index]
             if self.weights_sha256:
                 entry["weights_sha256"] = self.weights_sha256[i]
             entry["relevance"] = {
@@ -199,6 +241,11 @@ class Explanation:
         plain: dict[str, Any] = plain_json(record)
         return plain
 
+    def _target(self, index: tuple[int, ...]) -> Any:
+        if isinstance(self.target, np.ndarray):
+            return self.target[index]
+        return self.target[index[0]] if len(index) == 1 else self.target[index[0]][index[1]]
+
     def save(self, folder: str | Path, images: npt.ArrayLike | None = None) -> Path:
         """Write ``relevance.npy``, an overlay PNG for each image where there are images, and last ``manifest.json``.
 
@@ -208,10 +255,13 @@ class Explanation:
         """
         files: dict[str, bytes] = {"relevance.npy": npy(self.relevance)}
         if images is not None or (self.images is not None and len(self.input_size) == 2):
-            pictures = self.overlay(images)
-            digits = len(str(len(pictures) - 1))
-            for i, picture in enumerate(pictures):
-                files["overlay.png" if len(pictures) == 1 else f"overlay_{i:0{digits}}.png"] = png(picture)
+            laid = self.overlay(images)
+            n, digits = len(laid), len(str(len(laid) - 1))
+            for index in np.ndindex(self.rows):
+                name = "overlay" if n == 1 else f"overlay_{index[0]:0{digits}}"
+                if len(index) > 1:
+                    name += f"_{index[1] + 1}" if self.classes is None else f"_class{int(self.classes[index])}"
+                files[f"{name}.png"] = png(laid[index])
         with Folder(folder) as out:
             out.write(files)
             out.finish(self.manifest())

@@ -74,7 +74,7 @@ class Forward:
         present = {value.name for value in proto.graph.output}
         inputs = {value.name for value in proto.graph.input}
         for name in sorted(self._given - present - inputs):
-            proto.graph.output.append(self._typed(name))
+            proto.graph.output.append(self.typed(name))
         self._session = None  # the old one gives its memory back before the new one is made
         try:
             self._session = self._made(proto)
@@ -111,7 +111,7 @@ class Forward:
             options |= {"device_id": str(self.stream.device_id), "user_compute_stream": str(self.stream.handle)}
         return options
 
-    def _typed(self, name: str) -> onnx.ValueInfoProto:
+    def typed(self, name: str) -> onnx.ValueInfoProto:
         tensor = self.graph.tensors.get(name)
         if tensor is None or tensor.dtype == "unknown":
             return onnx.ValueInfoProto(name=name)  # onnxruntime infers the type

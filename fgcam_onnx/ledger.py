@@ -9,8 +9,8 @@ is evidence, not arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -21,7 +21,10 @@ Floats = np.ndarray
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One node; every number per image, [n]. ``leaked`` is signed, ``dropped`` the sum of absolute values."""
+    """One node; every number per image, [n]. ``leaked`` is signed, ``dropped`` the sum of absolute values.
+
+    ``passed``: the sum of absolute relevance that came in, where rules on the way may make it grow; else 0.
+    """
 
     node: str
     op: str
@@ -30,6 +33,7 @@ class LedgerRow:
     relevance_out: Floats
     leaked: Floats
     dropped: Floats
+    passed: Floats = field(default_factory=lambda: np.zeros(1))
 
     @property
     def residual(self) -> Floats:
@@ -65,16 +69,21 @@ class Ledger:
 
     @property
     def residual(self) -> float:
-        """The largest unexplained part of a node, over the start's sum of absolute relevance."""
-        return max((self._share(row.residual) for row in self.rows), default=0.0)
+        """The largest unexplained part of a node, over the start's sum of absolute relevance.
+
+        Rules with shares above 1, as LRP-epsilon's, can make that sum grow a thousandfold on the way: there it is the
+        part of what passed through the node.
+        """
+        return max((self._share(row.residual, row.passed) for row in self.rows), default=0.0)
 
     @property
     def elsewhere(self) -> dict[str, float]:
         """Of each name in ``aside`` the share of the start's sum of absolute relevance; the largest of the images."""
         return {name: self._share(amount) for name, amount in self.aside_absolute.items()}
 
-    def _share(self, amount: Floats) -> float:
-        whole = np.where(self.start_absolute > 0, self.start_absolute, 1.0)
+    def _share(self, amount: Floats, passed: Floats | float = 0.0) -> float:
+        whole = np.maximum(self.start_absolute, passed)
+        whole = np.where(whole > 0, whole, 1.0)
         return float(np.max(amount / whole)) if amount.size else 0.0
 
     def table(self) -> list[dict[str, object]]:
@@ -106,16 +115,51 @@ class Ledger:
 
     def first(self, n: int) -> Ledger:
         """The ledger of the first n images."""
+        return self.part(slice(n))
+
+    def part(self, images: slice) -> Ledger:
+        """The ledger of some of the images."""
+        return self._mapped(lambda column, name: column[images])
+
+    def scaled(self, factor: Floats) -> Ledger:
+        """The ledger of the relevance times ``factor`` [n]: all that it says is linear in the relevance."""
+        return self._mapped(lambda column, name: column * (np.abs(factor) if name in SIZES else factor))
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """The ledger of the sum of two relevances that took the same way.
+
+        Sums of absolute values add up to no less than that of the sum: what is said of them is an upper bound.
+        """
         rows = tuple(
-            LedgerRow(row.node, row.op, row.rule, *(getattr(row, name)[:n] for name in COLUMNS)) for row in self.rows
+            replace(mine, **{name: getattr(mine, name) + getattr(theirs, name) for name in COLUMNS})
+            for mine, theirs in zip(self.rows, other.rows, strict=True)
         )
-        signed = {name: amount[:n] for name, amount in self.aside.items()}
-        absolute = {name: amount[:n] for name, amount in self.aside_absolute.items()}
-        start, start_absolute, arrived = (getattr(self, name)[:n] for name in TOTALS)
+        signed = {name: amount + other.aside[name] for name, amount in self.aside.items()}
+        absolute = {name: amount + other.aside_absolute[name] for name, amount in self.aside_absolute.items()}
+        start, start_absolute, arrived = (getattr(self, name) + getattr(other, name) for name in TOTALS)
+        return Ledger(rows, start, start_absolute, arrived, signed, absolute)
+
+    def then(self, other: Ledger) -> Ledger:
+        """The ledger of a way in two parts: ``other`` begins where this one arrives."""
+        signed, absolute = dict(self.aside), dict(self.aside_absolute)
+        for name, amount in other.aside.items():
+            signed[name] = signed.get(name, 0) + amount
+            absolute[name] = absolute.get(name, 0) + other.aside_absolute[name]
+        return Ledger(
+            (*self.rows, *other.rows), self.start, self.start_absolute, other.arrived, signed, absolute
+        )
+
+    def _mapped(self, change: Callable[[Floats, str], Floats]) -> Ledger:
+        rows = tuple(replace(row, **{n: change(getattr(row, n), n) for n in COLUMNS}) for row in self.rows)
+        signed = {name: change(amount, "aside") for name, amount in self.aside.items()}
+        absolute = {name: change(amount, "aside_absolute") for name, amount in self.aside_absolute.items()}
+        start, start_absolute, arrived = (change(getattr(self, name), name) for name in TOTALS)
         return Ledger(rows, start, start_absolute, arrived, signed, absolute)
 
 
-COLUMNS = ("relevance_in", "relevance_out", "leaked", "dropped")
+COLUMNS = ("relevance_in", "relevance_out", "leaked", "dropped", "passed")
+# Those that are sums of absolute values.
+SIZES = ("dropped", "passed", "start_absolute", "aside_absolute")
 TOTALS = ("start", "start_absolute", "arrived")
 
 

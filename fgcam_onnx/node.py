@@ -11,7 +11,10 @@ import numpy as np
 from fgcam_onnx.backends.base import Array, Leak, Verbs
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 
-__all__ = ["Flow", "Node"]
+__all__ = ["REFERENCE", "Flow", "Node"]
+
+# Before the name of an activation on the tape: its value on the reference input (DeepLIFT).
+REFERENCE = "reference:"
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,16 @@ class Node:
     def y(self) -> Array:
         """The activation of the (first) output."""
         return self.tape[self.layer.output]
+
+    def x0(self, position: int = 0) -> Array:
+        """Operand ``position`` on the reference input; for rules of kind "rescale"."""
+        value = self.layer.constant(position)
+        return self.xp.constant(value) if value is not None else self.tape[REFERENCE + self.layer.inputs[position]]
+
+    @property
+    def y0(self) -> Array:
+        """The (first) output on the reference input."""
+        return self.tape[REFERENCE + self.layer.output]
 
     def in_shape(self, position: int = 0) -> tuple[int, ...]:
         value = self.layer.constant(position)

@@ -1,10 +1,12 @@
 """Which operator has which rule. The tables in the docs and ``fgcam ops`` are printed from here.
 
-Three decorators fill it:
+Its decorators fill it:
 
     @linear_map(Conv=(1, 11, 22))        a class with ``apply`` and ``adjoint``: every propagation formula then holds
     @relevance("winner", reads="x", leaks="...", MaxPool=(1, 8, ...))      a rule of its own, for relevance
     @gradient(reads="x", MaxPool=(1, 8, ...))                              its derivative, for the head and for CAMs
+
+and ``@rescale`` beside ``@gradient`` where DeepLIFT's multiplier of a non-linear operator is not its derivative.
 
 The keywords name operators and list the opset versions whose text in the ONNX specification was read for the rule.
 An operator outside ONNX's own domain is written ``**{"my.domain::Op": (1,)}``. A version that is not listed has no
@@ -25,8 +27,8 @@ from fgcam_onnx.errors import RegistryError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
 
-__all__ = ["LinearMap", "OpRow", "Rule", "decided_against", "find", "gradient", "linear_map", "no_rule"]
-__all__ += ["reason_against", "relevance", "table", "versions"]
+__all__ = ["LinearMap", "OpRow", "Rule", "decided_against", "find", "gradient", "linear_map", "names", "no_rule"]
+__all__ += ["reason_against", "relevance", "rescale", "table", "versions"]
 
 DeadInputs = Literal["always", "inherits", "never"]
 RuleFunction = Callable[[Node, Any, Verbs], Flow]
@@ -55,6 +57,7 @@ class Rule:
     ``dead_inputs``: does x_i = 0 imply R_i = 0 (methods 9.1.5), so that a ReLU before it need not mask? "always",
     "inherits" (where it holds for the output), "never"; or which of these, decided for each layer.
     ``one_sign``: the terms of its sums have one sign (:meth:`fgcam_onnx.backends.base.Verbs.rounding`).
+    ``unbounded``: shares may exceed 1 in size, so that the sum of absolute relevance may grow.
     """
 
     name: str
@@ -68,6 +71,7 @@ class Rule:
     dead_inputs: DeadInputs | Callable[[Layer, LayerGraph], DeadInputs] = "never"
     options: Mapping[str, Any] = field(default_factory=dict)
     one_sign: bool = False
+    unbounded: bool = False
 
     def dead_inputs_of(self, layer: Layer, graph: LayerGraph) -> DeadInputs:
         return self.dead_inputs if isinstance(self.dead_inputs, str) else self.dead_inputs(layer, graph)
@@ -87,6 +91,11 @@ class LinearMap:
     def weight(layer: Layer) -> np.ndarray | None:
         """The stored weights, None if the operator has none."""
         return layer.constant(1)
+
+    @staticmethod
+    def bias(layer: Layer) -> np.ndarray | None:
+        """The stored bias, in a shape that broadcasts to the output [n, co, ...]; None if the operator has none."""
+        return None
 
     @staticmethod
     def apply(node: Node, x: Array, w: Array | None, xp: Verbs) -> Array:
@@ -178,13 +187,14 @@ def relevance(
     dead_inputs: DeadInputs | Callable[[Layer, LayerGraph], DeadInputs] = "never",
     sends: Callable[[Layer, LayerGraph], tuple[int, ...]] = _all_operands,
     refuses: Callable[[Layer, LayerGraph], str | None] = _serves_all,
+    unbounded: bool = False,
     **ops: tuple[int, ...],
 ) -> Callable[[RuleFunction], RuleFunction]:
     """Register a relevance rule for operators that are no linear map. The fields are those of :class:`Rule`."""
 
     def register(function: RuleFunction) -> RuleFunction:
         _register("relevance", name, function, ops, reads=reads, leaks=leaks, dead_inputs=dead_inputs, sends=sends,
-                  refuses=refuses)  # fmt: skip
+                  refuses=refuses, unbounded=unbounded)  # fmt: skip
         return function
 
     return register
@@ -192,15 +202,36 @@ def relevance(
 
 def gradient(
     *,
+    name: str = "gradient",
     reads: str = "",
     sends: Callable[[Layer, LayerGraph], tuple[int, ...]] = _all_operands,
     refuses: Callable[[Layer, LayerGraph], str | None] = _serves_all,
     **ops: tuple[int, ...],
 ) -> Callable[[RuleFunction], RuleFunction]:
-    """Register the derivative of operators that are no linear map."""
+    """Register the derivative of operators that are no linear map; or, by another ``name``, what stands in for it."""
 
     def register(function: RuleFunction) -> RuleFunction:
-        _register("gradient", "gradient", function, ops, reads=reads, sends=sends, refuses=refuses)
+        _register("gradient", name, function, ops, reads=reads, sends=sends, refuses=refuses)
+        return function
+
+    return register
+
+
+def rescale(
+    *,
+    reads: str = "",
+    sends: Callable[[Layer, LayerGraph], tuple[int, ...]] = _all_operands,
+    refuses: Callable[[Layer, LayerGraph], str | None] = _serves_all,
+    **ops: tuple[int, ...],
+) -> Callable[[RuleFunction], RuleFunction]:
+    """Register DeepLIFT's multipliers of operators that are no linear map.
+
+    What a rule reads it finds twice: ``node.x(i)``, ``node.y`` on the input, ``node.x0(i)``, ``node.y0`` on the
+    reference. Operators without such a rule that only move cells are served by their derivative.
+    """
+
+    def register(function: RuleFunction) -> RuleFunction:
+        _register("rescale", "rescale", function, ops, reads=reads, sends=sends, refuses=refuses)
         return function
 
     return register
@@ -234,11 +265,22 @@ def _load_rules() -> None:
 
 
 def find(kind: str, op: str, name: str | None = None) -> Rule | None:
-    """The rule of an operator, by name or the first registered one; None if there is none."""
+    """The rule of an operator, by name or the first registered one; None if there is none.
+
+    Of kind "gradient" the one without a name is the derivative.
+    """
     _load_rules()
+    if name is None and kind == "gradient":
+        name = "gradient"
     if name is not None:
         return _RULES.get((kind, op, name))
     return next((rule for (k, o, _), rule in _RULES.items() if (k, o) == (kind, op)), None)
+
+
+def names(kind: str, op: str) -> tuple[str, ...]:
+    """The names of an operator's rules of a kind, the default first."""
+    _load_rules()
+    return tuple(name for (k, o, name) in _RULES if (k, o) == (kind, op))
 
 
 def find_linear(op: str) -> tuple[type[LinearMap], tuple[int, ...]] | None:

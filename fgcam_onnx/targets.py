@@ -1,6 +1,7 @@
 """What is explained: a class, a place of a dense output, or any weighted sum of the logits.
 
-All three are one thing, a score that is linear in the logits:
+Or the difference of two classes, "why A and not B", with weight 1 at A and -1 at B. All are one thing, a score that is
+linear in the logits:
 
     score = sum of weights * logits        weights of the logits' shape, d score / d logits = weights
 
@@ -22,9 +23,10 @@ from fgcam_onnx.errors import TargetError
 from fgcam_onnx.graph.dense import axis_names, is_dense
 from fgcam_onnx.labels import resolve_class, resolve_target
 
-__all__ = ["Aim", "aim_at"]
+__all__ = ["Aim", "aim_at", "aims_at", "against_class"]
 
 Entry = int | str
+_TOP = re.compile(r"top-?(\d{1,9})")
 _SPAN = re.compile(r"(-?\d{1,18})?:(-?\d{1,18})?")
 
 
@@ -34,12 +36,13 @@ class Aim:
 
     ``weights``: how much each logit counts, float32 of the logits' shape [n, ...]. ``classes``: int64 [n], None where
     the target is no class. ``said``: for each image its class, its place as a tuple ("2:5" and ":" for sums), or
-    "function".
+    "function". ``against``: int64 [n], the class that the target is held against, if any.
     """
 
     weights: np.ndarray
     classes: np.ndarray | None
     said: tuple[Any, ...]
+    against: np.ndarray | None = None
 
     def score(self, logits: np.ndarray) -> np.ndarray:
         """float32 [n]: the number that is explained of each image."""
@@ -100,6 +103,82 @@ def aim_at(
     weights = np.zeros_like(flat)
     weights[np.arange(n), classes] = 1
     return Aim(weights.reshape(logits.shape), classes, tuple(classes.tolist()))
+
+
+def aims_at(
+    target: Any,
+    logits: np.ndarray,
+    labels: Sequence[str] | None = None,
+    layout: str | None = None,
+    *,
+    first: int = 0,
+    images: int | None = None,
+) -> list[Aim] | None:
+    """The aims of a target that names several for each image, best first or as given; None if it names one.
+
+    "top3": the classes of the three largest logits. A list of lists: those of each image, equally many. The arguments
+    are those of :func:`aim_at`.
+
+    Raises:
+        TargetError: more classes than there are, lists of different lengths, the same class twice, or as
+            :func:`aim_at`.
+    """
+    n, total = len(logits), len(logits) if images is None else images
+    top = _TOP.fullmatch(target.strip().lower()) if isinstance(target, str) else None
+    if top is not None and target not in (labels or ()):
+        if is_dense(logits.shape, layout):
+            raise _dense_error(target, logits, layout)
+        flat = logits.reshape(n, -1)
+        k = int(top[1])
+        if not 1 <= k <= flat.shape[1]:
+            raise TargetError(f"target {target!r}: the model has {flat.shape[1]} classes")
+        order = np.argsort(-flat, axis=1, kind="stable")[:, :k]
+        return [aim_at(order[:, j], logits, labels, layout) for j in range(k)]
+    if not _is_list(target) or not any(_is_list(each) for each in target):
+        return None
+    if len(target) != total:
+        raise TargetError(
+            f"{len(target)} lists of targets for {total} image{'s' * (total != 1)}",
+            next="give a list of targets for each image",
+        )
+    sizes = {len(each) if _is_list(each) else 0 for each in target}
+    if len(sizes) != 1 or 0 in sizes:
+        raise TargetError("each image needs equally many targets, at least one", known=f"their numbers are {sizes}")
+    own = target[first : first + n]
+    aims = [aim_at([each[j] for each in own], logits, labels, layout) for j in range(sizes.pop())]
+    for i, said in enumerate(zip(*(aim.said for aim in aims), strict=True)):
+        twice = next((each for each in said if said.count(each) > 1), None)
+        if twice is not None:
+            raise TargetError(f"target {twice!r} is given twice", at=f"image {first + i}")
+    return aims
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
+def against_class(
+    aim: Aim, against: Any, logits: np.ndarray, labels: Sequence[str] | None, layout: str | None, *, first: int,
+    images: int,
+) -> Aim:  # fmt: skip
+    """``aim`` held against another class: y_A - y_B is explained.
+
+    Raises:
+        TargetError: the target is no class, or the two are the same.
+    """
+    if aim.classes is None or against is None:
+        raise TargetError("only a class can be held against another", known=f"the target is {aim.said[0]!r}")
+    other = aim_at(against, logits, labels, layout, first=first, images=images)
+    if other.classes is None:
+        raise TargetError("only a class can be held against another", known=f"against is {other.said[0]!r}")
+    same = np.flatnonzero(aim.classes == other.classes)
+    if len(same):
+        raise TargetError(
+            f"class {int(aim.classes[same[0]])} is held against itself: there is nothing to explain",
+            at=f"image {first + int(same[0])}",
+            next="give target= and against= two classes",
+        )
+    return Aim(aim.weights - other.weights, aim.classes, aim.said, other.classes)
 
 
 def _dense_error(target: Any, logits: np.ndarray, layout: str | None) -> TargetError:

@@ -7,6 +7,14 @@ In a plain chain of convolutions and pools the mask changes nothing: a cell with
 layer behind it (methods 9.1.5). Source: methods 3.2.
 
 The derivatives below are written from the output y where that is enough, since it is what the next layer reads too.
+
+    guided:    g_in = g^+ f'(x)   for Relu, and a Clip from 0      guided backpropagation
+    rescale:   m_in = m (y - y0)/(x - x0), m f'(x) where |x - x0| < 1e-10      DeepLIFT
+
+Every other activation has its plain derivative in guided backpropagation. The chord of ``rescale`` is exact: m_in
+(x - x0) = m (y - y0), but for the curvature within 1e-10. In float32 it carries the rounding of y over |x - x0|, so
+a multiplier is coarse where input and reference differ in their last digits only; its product with x - x0 is not.
+Source: methods 6; Springenberg et al. 2015, section 3.4; Shrikumar et al. 2017, section 3.5.2.
 """
 
 from __future__ import annotations
@@ -19,7 +27,8 @@ import numpy as np
 from fgcam_onnx.backends.base import Array, Verbs
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
-from fgcam_onnx.registry import gradient, relevance
+from fgcam_onnx.registry import gradient, relevance, rescale
+from fgcam_onnx.rules.rescaled import NEAR, over_difference
 
 SATURATE = {"fgcam::Saturate": (1,)}  # the view's own: where the range of a quantised tensor ends
 ZEROING = {"Relu": (6, 13, 14), "Clip": (6, 11, 12, 13)}
@@ -85,6 +94,13 @@ def _register(reads: str, slope: Slope, **ops: tuple[int, ...]) -> None:
     @gradient(reads=reads, sends=_first, refuses=_constant_parameters, **ops)
     def derivative(node: Node, r: Array, xp: Verbs) -> Flow:
         return Flow({0: xp.mul(r, slope(node, xp))})
+
+
+def _register_chord(slope: Slope, **ops: tuple[int, ...]) -> None:
+    @rescale(reads="xy", sends=_first, refuses=_constant_parameters, **ops)
+    def chord(node: Node, r: Array, xp: Verbs) -> Flow:
+        dx, dy = xp.sub(node.x(), node.x0()), xp.sub(node.y, node.y0)
+        return Flow({0: xp.mul(r, over_difference(dy, dx, slope(node, xp), xp))})
 
 
 def _above(x: Array, xp: Verbs, bound: float = 0.0) -> Array:
@@ -288,3 +304,42 @@ for _op, _reads, _slope in (
     ("Neg", "", _neg),
 ):
     _register(_reads, _slope, **{_op: SMOOTH[_op]})
+    if _op not in ("Sqrt", "Pow", "Neg"):
+        _register_chord(_slope, **{_op: SMOOTH[_op]})
+_register_chord(_relu, Relu=ZEROING["Relu"])
+_register_chord(_clip, Clip=ZEROING["Clip"])
+
+
+@rescale(reads="y", sends=_first, Sqrt=SMOOTH["Sqrt"])
+def sqrt_chord(node: Node, r: Array, xp: Verbs) -> Flow:
+    """r / (y + y0): the chord and, where x = x0, the derivative; finite where one of them is 0."""
+    return Flow({0: xp.div(r, xp.add(node.y, node.y0))})
+
+
+@rescale(reads="xy", sends=_first, refuses=_constant_parameters, Pow=SMOOTH["Pow"])
+def pow_chord(node: Node, r: Array, xp: Verbs) -> Flow:
+    """r times the chord. Its tangent is taken at 1 where it is not used: the one of x^p, p < 1, is infinite at 0."""
+    p, dx = np.asarray(node.layer.constants[1], np.float64), xp.sub(node.x(), node.x0())
+    x = _mix(xp.greater(xp.absolute(dx), xp.constant(NEAR)), xp.constant(1.0), node.x(), xp)
+    tangent = xp.mul(xp.power(x, xp.constant(np.where(p == 0, 0, p - 1))), xp.constant(p))
+    return Flow({0: xp.mul(r, over_difference(xp.sub(node.y, node.y0), dx, tangent, xp))})
+
+
+@gradient(name="guided", reads="y", sends=_first, Relu=ZEROING["Relu"])
+def guided_relu(node: Node, r: Array, xp: Verbs) -> Flow:
+    """r^+ 1[y > 0]"""
+    return Flow({0: xp.mul(xp.positive(r), _relu(node, xp))})
+
+
+@gradient(name="guided", reads="y", sends=_first, refuses=_constant_parameters, Clip=ZEROING["Clip"])
+def guided_clip(node: Node, r: Array, xp: Verbs) -> Flow:
+    """r^+ 1[0 < y < max] where the lower bound is 0, as in ReLU6; the plain derivative of any other Clip."""
+    rectifies = clip_bounds(node)[0] == 0
+    return Flow({0: xp.mul(xp.positive(r) if rectifies else r, _clip(node, xp))})
+
+
+@gradient(name="guided", reads="y", sends=_first, **SATURATE)
+def guided_saturate(node: Node, r: Array, xp: Verbs) -> Flow:
+    """r^+ 1[y > low] where the quantiser absorbed a ReLU, else r."""
+    absorbed = node.attributes["low"] >= 0 and not node.nonnegative()
+    return Flow({0: xp.mul(xp.positive(r), _above(node.y, xp)) if absorbed else r})

@@ -43,7 +43,9 @@ def zplus(node: Node, r: Array, xp: Verbs) -> Flow:
     return _split(node, terms, r, xp, nonnegative=True)
 
 
-@relevance("norm", reads="x", leaks="relevance of cells where the sum is 0", dead_inputs=_dead_inputs, **OPS)
+@relevance(
+    "norm", reads="x", leaks="relevance of cells where the sum is 0", dead_inputs=_dead_inputs, unbounded=True, **OPS
+)
 def norm(node: Node, r: Array, xp: Verbs) -> Flow:
     """r [n, ...] -> one [n, ...] for each operand, of the operand's own shape."""
     if len(node.layer.operands) == 1:

@@ -91,7 +91,7 @@ class Reduce(FixedWeights):
     def apply(cls, node: Node, x: Array, w: Array | None, xp: Verbs) -> Array:
         axes = reduced_axes(node)
         y = xp.mul(xp.reduce_sum(x, axes), xp.constant(cls.factor(node))) if axes else x
-        return xp.reshape(y, node.out_shape())
+        return xp.reshape(y, (xp.shape(x)[0], *node.out_shape()[1:]))
 
     @classmethod
     def adjoint(cls, node: Node, s: Array, w: Array | None, xp: Verbs) -> Array:

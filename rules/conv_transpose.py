@@ -2,6 +2,7 @@
 
     apply(x, w)   = conv^T(x, w)          [n, ci, ...] -> [n, co, ...], without bias
     adjoint(s, w) = conv(s, w)            [n, co, ...] -> [n, ci, ...]
+    bias          = B [1, co, 1...]
 
 with w [ci, co / group, k...], which is how ``conv`` wants the weight of the convolution from co to ci channels. All
 attributes: ``group``, ``strides``, ``pads``, ``auto_pad``, ``dilations``, ``output_padding`` and ``output_shape``.
@@ -11,14 +12,21 @@ leaks. Source: methods 3.1; ONNX ConvTranspose-1, -11, -22 (the versions differ 
 
 from __future__ import annotations
 
+import numpy as np
+
 from fgcam_onnx.backends.base import Array, Convolution, Verbs
+from fgcam_onnx.graph.layer import Layer
 from fgcam_onnx.node import Node
 from fgcam_onnx.registry import LinearMap, linear_map
-from fgcam_onnx.rules.geometry import ints
+from fgcam_onnx.rules.geometry import bias_of_channels, ints
 
 
 @linear_map(ConvTranspose=(1, 11, 22))
 class ConvTranspose(LinearMap):
+    @staticmethod
+    def bias(layer: Layer) -> np.ndarray | None:
+        return bias_of_channels(layer)
+
     @staticmethod
     def apply(node: Node, x: Array, w: Array | None, xp: Verbs) -> Array:
         return xp.conv_adjoint(x, w, _convolution(node, xp.shape(w)[2:]), node.out_shape()[2:])

@@ -83,7 +83,8 @@ def scatter_strided(node: Node, r: Array, xp: Verbs) -> Flow:
     shape, positions = node.in_shape(), node.layer.constants[1].astype(np.int64)
     n, cells = shape[0], math.prod(shape[1:])
     positions = np.where(positions < 0, positions + n * cells, positions)
-    own = positions.reshape(n, -1) - cells * np.arange(n)[:, None] if len(positions) == n else None
+    images = len(positions)  # of the tape; several rows of one image have more relevances than that
+    own = positions.reshape(images, -1) - cells * np.arange(images)[:, None] if node.out_shape()[0] == n else None
     if own is None or own.min() < 0 or own.max() >= cells or (own != own[:1]).any():
         raise UnsupportedOpError(
             "no rule for a view by strides that mixes images",

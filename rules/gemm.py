@@ -3,8 +3,8 @@
     Gemm:    apply(x, w) = x op_B(w)      w = alpha B, and op_B transposes if transB says so
     MatMul:  apply(x, w) = x w            x [n, ..., i], w [i, o]
 
-beta C is bias. alpha belongs to the weight: a negative one swaps W+ and W-. transA would make the batch the last axis:
-refused.
+beta C is bias, of any shape that is the same for all images: a scalar, [N], [1, N]. alpha belongs to the weight: a
+negative one swaps W+ and W-. transA would make the batch the last axis: refused.
 
 Source: methods 3.1; ONNX Gemm-7, -9, -11, -13 and MatMul-1, -9, -13 (the versions differ in types only).
 """
@@ -14,9 +14,11 @@ from __future__ import annotations
 import numpy as np
 
 from fgcam_onnx.backends.base import Array, Verbs
+from fgcam_onnx.errors import UnsupportedOpError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Node
 from fgcam_onnx.registry import LinearMap, linear_map
+from fgcam_onnx.rules.geometry import stored_bias
 
 
 def _t(x: Array, xp: Verbs) -> Array:
@@ -30,6 +32,20 @@ class Gemm(LinearMap):
     def weight(layer: Layer) -> np.ndarray | None:
         w, alpha = layer.constant(1), layer.attributes["alpha"]
         return w if w is None or alpha == 1.0 else w.astype(np.float64) * alpha
+
+    @staticmethod
+    def bias(layer: Layer) -> np.ndarray | None:
+        c = stored_bias(layer)
+        if c is None or layer.attributes["beta"] == 0.0:
+            return None
+        if c.ndim == 2 and c.shape[0] != 1:
+            raise UnsupportedOpError(
+                f"the bias of {layer.op} differs from image to image",
+                at=f"node {layer.name!r}",
+                known=f"its shape is {list(c.shape)}, and its first axis is the batch",
+                next="choose a rule that does not count the bias: bias=False, or z_plus",
+            )
+        return c if layer.attributes["beta"] == 1.0 else c.astype(np.float64) * layer.attributes["beta"]
 
     @classmethod
     def refuses(cls, layer: Layer, graph: LayerGraph) -> str | None:

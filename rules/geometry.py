@@ -1,4 +1,4 @@
-"""Sizes of windows: ONNX's strides, pads, dilations, auto_pad and ceil_mode, made explicit; and reduced axes.
+"""Sizes of windows: ONNX's strides, pads, dilations, auto_pad and ceil_mode, made explicit; reduced axes; stored biases.
 
 The end padding never appears: it follows from the input and output sizes, both known (backends.base.Window).
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from fgcam_onnx.backends.base import Convolution, Window
+from fgcam_onnx.errors import UnsupportedOpError
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Node
 
-__all__ = ["convolution", "ints", "reduced_axes", "refuses_reduction", "window"]
+__all__ = ["bias_of_channels", "convolution", "ints", "reduced_axes", "refuses_reduction", "stored_bias", "window"]
 
 
 def convolution(node: Node, kernel: Sequence[int]) -> Convolution:
@@ -66,3 +69,25 @@ def reduced_axes(node: Node) -> tuple[int, ...]:
     named = node.attributes.get("axes") if operand is None else operand.ravel().tolist()
     rank = len(node.in_shape())
     return tuple(sorted(int(a) % rank for a in named or ()))
+
+
+def stored_bias(layer: Layer, position: int = 2) -> np.ndarray | None:
+    """The bias as it is stored, None if there is none.
+
+    Raises:
+        UnsupportedOpError: it is computed in the network, so that no rule can count it.
+    """
+    bias = layer.constant(position)
+    if bias is None and layer.given(position):
+        raise UnsupportedOpError(
+            f"the bias of {layer.op} is computed in the graph",
+            at=f"node {layer.name!r}",
+            next="choose a rule that does not count the bias: bias=False, or z_plus",
+        )
+    return bias
+
+
+def bias_of_channels(layer: Layer) -> np.ndarray | None:
+    """The bias of a convolution or its adjoint, [1, co, 1...]."""
+    bias, weight = stored_bias(layer), layer.constant(1)
+    return None if bias is None or weight is None else bias.reshape(1, -1, *[1] * (weight.ndim - 2))

@@ -8,6 +8,11 @@
 A gate says how much, the signal says where: with half each, half of the relevance would go through the global
 pooling of a squeeze-and-excitation branch and be spread over the whole image. What counts as a gate:
 ``fgcam_onnx.graph.gates``. ``uniform`` ignores gates. Source: methods 3.2 (ours: the paper covers VGG only).
+
+DeepLIFT's multipliers, each exact: the difference of a product is that of one factor times the mean of the other.
+
+    Mul    m_a = m (b + b0)/2,              m_b = m (a + a0)/2
+    Div    m_a = m (1/b + 1/b0)/2,          m_b = -m (a + a0)/2 / (b b0)
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ from __future__ import annotations
 from fgcam_onnx.backends.base import Array, Verbs
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.node import Flow, Node
-from fgcam_onnx.registry import gradient, relevance
+from fgcam_onnx.registry import gradient, relevance, rescale
 
 MUL = {"Mul": (7, 13, 14)}
 DIV = {"Div": (7, 13, 14)}
@@ -69,3 +74,30 @@ def quotient_rule(node: Node, r: Array, xp: Verbs) -> Flow:
             g = xp.mul(xp.mul(g, node.y), xp.constant(-1.0))
         parts[i] = xp.sum_to(g, node.in_shape(i))
     return Flow(parts)
+
+
+@rescale(reads="x", **MUL)
+def mean_factors(node: Node, r: Array, xp: Verbs) -> Flow:
+    """m [n, ...] -> m times the mean of the other factor on input and reference."""
+    return Flow({i: xp.sum_to(xp.mul(r, _mean(node, 1 - i, xp)), node.in_shape(i)) for i in node.layer.operands})
+
+
+@rescale(reads="x", **DIV)
+def mean_quotients(node: Node, r: Array, xp: Verbs) -> Flow:
+    """m [n, ...] -> as Mul by 1/b, whose chord is -1/(b b0)."""
+    one, b, b0 = xp.constant(1.0), node.x(1), node.x0(1)
+    over_b, over_b0 = xp.div(one, b), xp.div(one, b0)
+    parts = {}
+    for i in node.layer.operands:
+        if i == 0:
+            share = xp.mul(xp.add(over_b, over_b0), xp.constant(0.5))
+        else:
+            share = xp.mul(xp.mul(_mean(node, 0, xp), xp.constant(-1.0)), xp.mul(over_b, over_b0))
+        parts[i] = xp.sum_to(xp.mul(r, share), node.in_shape(i))
+    return Flow(parts)
+
+
+def _mean(node: Node, i: int, xp: Verbs) -> Array:
+    if node.layer.constant(i) is not None:
+        return node.x(i)
+    return xp.mul(xp.add(node.x(i), node.x0(i)), xp.constant(0.5))

@@ -15,7 +15,7 @@ CHOICE = "it answers with positions, not with values: nothing can be handed back
 
 no_rule("relevance", "inside the path: relevance starts at the logits, before any Softmax", "Softmax", "LogSoftmax")
 no_rule("relevance", "inside the path: relevance starts at the logits, before any Hardmax", "Hardmax")
-for kind in ("relevance", "gradient"):
+for kind in ("relevance", "gradient", "rescale"):
     no_rule(kind, SUBGRAPH, "If", "Loop", "Scan", "SequenceMap")
     no_rule(kind, ATTENTION, "Attention", "com.microsoft::Attention", "com.microsoft::MultiHeadAttention", "Einsum")
     no_rule(kind, RECURRENT, "RNN", "LSTM", "GRU")

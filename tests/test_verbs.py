@@ -106,6 +106,13 @@ call("share", "overflow", lambda xp, r, z: shared(xp.share(r, z)),
      np.array([[1e30, -1e30, 1e30, 0, 5]]), np.array([[1e-30, 1e-30, -1e-37, 1e-37, 1e-38 * 2]]))  # fmt: skip
 call("share", "overflow_and_dead", lambda xp, r, z: shared(xp.share(r, z)),
      np.array([[1e30, -1e30, 3]]), np.array([[1e-30, 1e-30, 0]]))  # fmt: skip
+# Several images of r over one of z: in blocks too, where a z of one cell for all must not meet other channels.
+many, lone = random(3, 32, 5, 4, seed=3), random(1, 32, 5, 4, seed=4)
+for tag, z in (("alive", np.abs(lone) + 0.1), ("some_dead", lone.clip(0)), ("all_dead", 0 * lone),
+               ("of_a_channel", lone[:, :, :1, :1].clip(0)), ("of_a_line", lone[:, :, :1].clip(0))):  # fmt: skip
+    call("share", f"one_for_all_{tag}", lambda xp, r, z: shared(xp.share(r, z)), many, z)
+    call("share", f"one_for_all_nonnegative_{tag}", lambda xp, r, z: shared(xp.share(r, z, nonnegative=True)), many, z)
+    call("keep", f"one_for_all_{tag}", lambda xp, r, z: shared(xp.keep(r, xp.nonzero(z))), many, z)
 call("keep", "", lambda xp, r, y: shared(xp.keep(r, xp.nonzero(y))), b, some_dead)
 call("keep", "row", lambda xp, r: shared(xp.keep(r, xp.constant(np.array([1.0, 0, 1]).reshape(3, 1, 1)))), b)
 call("keep", "everything", lambda xp, r: shared(xp.keep(r, xp.constant(1.0))), b)
@@ -201,6 +208,8 @@ for g in geometries():
         call("window_spread", str(g), lambda xp, s, g=g: xp.window_spread(s, g.window, g.spatial), r, tolerance=2e-6)
         call("max_route", str(g), lambda xp, x, r, g=g: xp.max_route(x, r, g.window), x, r)
         call("max_route", f"ties-{g}", lambda xp, x, r, g=g: xp.max_route(x, r, g.window), np.round(x), r)
+        call("max_route", f"one_for_all-{g}", lambda xp, x, r, g=g: xp.max_route(x, r, g.window),
+             np.round(2 * x[:1]), np.concatenate([r, r[:1] - r[-1:]]))  # fmt: skip
         call("max_route", f"negative-{g}", lambda xp, x, r, g=g: xp.max_route(x, r, g.window), -1 - np.abs(x), r)
 
 

@@ -4,6 +4,10 @@ A rule is written once, over these. ``numpy.py`` defines what each verb means by
 ONNX nodes for it; a CUDA backend launches a kernel. Arrays are opaque to the rules: only a backend looks inside.
 
 Shapes in the docstrings: n batch, c channels, ``...`` the spatial axes (one to three), activations channels first.
+
+Several rows of one image, its relevance for several classes: there an activation has a batch of 1 where the relevance
+has one of n, and stands for n equal ones. What depends on activations alone is so computed once. Elementwise verbs
+broadcast anyhow; ``share``, ``keep`` and ``max_route`` take it so.
 """
 
 from __future__ import annotations
@@ -131,7 +135,8 @@ class Verbs(ABC):
     def share(self, r: Array, z: Array, *, nonnegative: bool = False) -> tuple[Array, Leak]:
         """r / z, and what was dropped: 0 where |z| < TINY, clamped to the largest finite number elsewhere.
 
-        Both [n, ...] of one shape. The leak sums r over the dropped cells, not a difference of totals.
+        r [n, ...], z broadcasts to it; what leaked is [n]. The leak sums r over the dropped cells, not a difference
+        of totals.
         ``nonnegative``: the rule knows that z >= 0, which spares a backend the absolute value.
         """
 
@@ -163,7 +168,10 @@ class Verbs(ABC):
 
     @abstractmethod
     def max_route(self, x: Array, r: Array, window: Window) -> Array:
-        """Each r [n, c, ...] to the first maximum of its window of x, row-major; overlaps add; padding never wins."""
+        """Each r [n, c, ...] to the first maximum of its window of x, row-major; overlaps add; padding never wins.
+
+        x [n, c, ...], or [1, c, ...] for all.
+        """
 
     # --- reductions -------------------------------------------------------------------------------------------------
 

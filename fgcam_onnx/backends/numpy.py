@@ -149,14 +149,14 @@ class NumpyVerbs(Verbs):
     def max_route(self, x: Array, r: Array, window: Window) -> Array:
         out = r.shape[2:]
         padded = _padded(x, window, out, fill=-np.inf)
-        best = np.full(r.shape, -np.inf, self.dtype)
-        winner = np.full(r.shape, -1)
+        best = np.full((*x.shape[:2], *out), -np.inf, self.dtype)
+        winner = np.full(best.shape, -1)
         for k, (_, cells) in enumerate(_cells(window, out)):
             value = padded[(..., *cells)]
             better = value > best  # strictly: the first maximum stays
             best[better] = value[better]
             winner[better] = k
-        routed = np.zeros_like(padded)
+        routed = np.zeros((r.shape[0], *padded.shape[1:]), self.dtype)
         for k, (_, cells) in enumerate(_cells(window, out)):
             routed[(..., *cells)] += np.where(winner == k, r, 0)
         return _unpadded(routed, window, x.shape[2:])

@@ -252,10 +252,11 @@ class OrtVerbs(Verbs):
     def _elementwise(self, op: str, inputs: Sequence[Symbol], **attributes: Any) -> Symbol:
         """Cell by cell, so the layout does not matter: in blocks if one operand lies in blocks and the others can."""
         shape = np.broadcast_shapes(*(x.shape for x in inputs))
-        # A blocked operand that is broadcast over cells would meet other channels than its own.
-        fits = all(x.shape == shape if x.blocked else x.shape in (shape, (), (1,)) for x in inputs)
+        # A blocked operand that is broadcast over cells would meet other channels than its own; over images it does not.
+        whole = [_of_all_cells(x.shape, shape) for x in inputs]
+        fits = all(w or (not x.blocked and x.shape in ((), (1,))) for x, w in zip(inputs, whole, strict=True))
         if fits and any(x.blocked for x in inputs):
-            names = [self._in_blocks(x).name if x.shape == shape else x.name for x in inputs]
+            names = [self._in_blocks(x).name if w else x.name for x, w in zip(inputs, whole, strict=True)]
             return replace(self._emit(op, names, shape, **attributes), blocked=True)
         return self._emit(op, inputs, shape, **attributes)
 
@@ -325,14 +326,16 @@ class OrtVerbs(Verbs):
 
     def share(self, r: Symbol, z: Symbol, *, nonnegative: bool = False) -> tuple[Symbol, Leak]:
         """If no denominator is dead (the usual case): r / z. Else the masked way. Same result, fewer passes."""
-        if r.blocked or z.blocked:
+        if not _of_all_cells(z.shape, r.shape):
+            r, z = self._computed(r), self._computed(z)
+        elif r.blocked or z.blocked:
             r, z = self._in_blocks(r), self._in_blocks(z)
         self._restore([r.name, z.name])  # here, not in a branch
         tiny = self.constant(TINY)
         size = z if nonnegative else self.absolute(z)
         any_dead = self._emit("Less", [self._least(size), tiny], ())
         names = [self._new() for _ in range(3)]
-        rows = (*z.shape, 1)[:2]
+        rows = (*r.shape, 1)[:2]
 
         healthy = self._branch()
         none = healthy.constant(np.zeros(rows))
@@ -350,7 +353,7 @@ class OrtVerbs(Verbs):
 
         self._nodes.append(helper.make_node("If", [any_dead.name], names, then_branch=then_dead, else_branch=then_free))
         signed, absolute = (self._added(Symbol(name, rows)) for name in names[1:])
-        return Symbol(names[0], z.shape, z.blocked), Leak(signed, absolute)
+        return Symbol(names[0], r.shape, r.blocked), Leak(signed, absolute)
 
     def _clamp(self, x: Symbol) -> Symbol:
         return self._elementwise("Clip", [x, self.constant(-LARGEST), self.constant(LARGEST)])
@@ -561,7 +564,7 @@ class OrtVerbs(Verbs):
             before[2:] = pads[:axes]
             fitted = self._around(fitted, before, [0, 0, *pads[axes:]], -np.inf)
             pads = [0] * 2 * axes
-        values, winners = self._new(), Symbol(self._new(), r.shape)
+        values, winners = self._new(), Symbol(self._new(), (x.shape[0], *r.shape[1:]))
         self._nodes.append(
             helper.make_node(
                 "MaxPool", [self._computed(fitted).name], [values, winners.name], kernel_shape=window.kernel,
@@ -571,7 +574,11 @@ class OrtVerbs(Verbs):
         read = _reading(window, x.shape[2:], r.shape[2:])
         if not read.all():  # a window on padding alone has no winner: index -1
             r = self.mul(r, self.constant(read))
-        size = int(np.prod(fitted.shape))
+        if winners.shape != r.shape:  # of one image for all: their places count through the batch
+            places = np.arange(r.shape[0]).reshape(-1, *[1] * (len(r.shape) - 1)) * math.prod(fitted.shape[1:])
+            winners = self._emit("Add", [winners, self._store(places)], r.shape)
+        routed_shape = (r.shape[0], *fitted.shape[1:])
+        size = math.prod(routed_shape)
         flat, zeros = self._ints([-1]), self._zeros([size])
         reaches = [(k - 1) * d + 1 for k, d in zip(window.kernel, window.dilations, strict=True)]
         overlap = not read.all() or any(reach > s for reach, s in zip(reaches, window.strides, strict=True))
@@ -580,7 +587,7 @@ class OrtVerbs(Verbs):
             [zeros, self._emit("Reshape", [winners, flat], (-1,)), self._emit("Reshape", [r, flat], (-1,))],
             (size,), axis=0, reduction="add" if overlap else "none",
         )  # fmt: skip
-        result = self.reshape(routed, fitted.shape)
+        result = self.reshape(routed, routed_shape)
         after = [big - (small - b) for big, small, b in zip(x.shape, fitted.shape, before, strict=True)]
         return self.pad(result, [-b for b in before], after)
 
@@ -782,6 +789,11 @@ class OrtVerbs(Verbs):
             for turn in range(turns)
         ]
         return functools.reduce(self.add, pieces)
+
+
+def _of_all_cells(shape: Sequence[int], whole: Sequence[int]) -> bool:
+    """Is an array of ``shape`` one of ``whole``, or of one image of it that stands for all?"""
+    return len(shape) == len(whole) and tuple(shape[1:]) == tuple(whole[1:]) and shape[:1] in (whole[:1], (1,))
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:

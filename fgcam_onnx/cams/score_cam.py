@@ -1,61 +1,59 @@
-"""Score-CAM: each channel's weight is the score of the image seen through that channel.
+"""Score-CAM: each channel weighted by the score of the image seen through it.
 
-    m_k = mm(Up(A_k)),   w_k = p_c(x * m_k),   w_k = 0 if A_k is constant;   components w_k A_k at the size of L
+    m_k = mm(Up(A_k));   w_k = p_c(x m_k), 0 where A_k is constant          components w_k A_k          [rows, c, ...]
+    weights="softmax":   w = softmax over k of y_c(x m_k) - y_c(baseline), over the channels that are not constant
 
-The mask multiplies the *normalised* input, so 0 is the mean colour. p_c is the softmax probability (the sigmoid, for a
-model that ends in one); no baseline is subtracted and no softmax taken over channels. Source: methods 5 and 10 (as the
-published FG-CAM code); Wang et al. 2020.
+mm: min-max to [0, 1]. The mask multiplies the *normalised* input, so 0 is the mean colour. p_c is the softmax
+probability; the sigmoid for a model that ends in one or has one class. The baseline moves all scores alike and so no
+softmax: it is not computed. One forward pass a channel, shared by all classes of an image.
+
+Conserves: nothing. Components are >= 0 where activations are.
+
+Differs: from the paper and pytorch-grad-cam, whose weights are the softmax over channels (weights="softmax"); the
+default is that of the published FG-CAM code. In pytorch-grad-cam constant channels take part in the softmax, Up has
+aligned corners, and mm has 1e-8 in the denominator.
+
+Source: methods 5 and 10; Wang et al. 2020.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from fgcam_onnx.cams.base import Context, over_space
-from fgcam_onnx.imaging import resize
+from fgcam_onnx.cams.masks import input_space, pieces, stretched, through
+from fgcam_onnx.cams.probability import probability
+
+DESCENDS = True
+OPTIONS: dict[str, Any] = {"weights": ("probability", "softmax")}
 
 
 def components(context: Context) -> np.ndarray:
-    """[n, c, ...], signed as the activations are. Costs one forward pass a channel."""
-    a = context.activations
-    weights = np.zeros(a.shape[:2], a.dtype)
-    total = a.shape[0] * a.shape[1]
-    for image in range(a.shape[0]):
-        for first in range(0, a.shape[1], context.batch_size):
-            channels = np.arange(first, min(first + context.batch_size, a.shape[1]))
-            masks = _masks(a[image, channels], _space(context))
+    """[rows, c, ...], signed as the activations are. Costs one forward pass a channel of each image."""
+    a, (n, c) = context.activations, context.activations.shape[:2]
+    softmax = context.options.get("weights", "probability") == "softmax"
+    weights = np.zeros((len(context.target), c), a.dtype)
+    size = input_space(context)
+    for image in range(n):
+        rows = context.rows_of(image)
+        target = context.target[rows]
+        alive = np.zeros(c, bool)
+        for channels in pieces(c, context.batch_size):
+            masks = stretched(a[image, channels], size)
             live = masks.reshape(len(masks), -1).any(axis=1)
+            seen = channels[live]
             if live.any():
-                scores = context.score(_seen_through(masks[live], context, image))
-                weights[image, channels[live]] = _probability(scores, int(context.target[image]), context.head)
-            context.progress(image * a.shape[1] + int(channels[-1]) + 1, total)
+                logits = context.score(through(masks[live], context, image))
+                weights[np.ix_(rows, seen)] = (
+                    logits[:, target].T if softmax else probability(logits, target, context.head)
+                )
+                alive[seen] = True
+            context.progress(image * c + int(channels[-1]) + 1, n * c)
+        if softmax and alive.any():
+            scores = weights[np.ix_(rows, alive)]
+            e = np.exp(scores - scores.max(axis=1, keepdims=True))
+            weights[np.ix_(rows, alive)] = e / e.sum(axis=1, keepdims=True)
     result: np.ndarray = over_space(weights, a) * a
     return result
-
-
-def _space(context: Context) -> tuple[int, ...]:
-    return tuple(d for axis, d in enumerate(context.x.shape) if axis not in (0, context.channel_axis))
-
-
-def _masks(a: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """[m, ...] -> min-max of each, at the input's size; all 0 where a channel is constant."""
-    up = resize(a, size)
-    axes = tuple(range(1, up.ndim))
-    low, high = up.min(axis=axes, keepdims=True), up.max(axis=axes, keepdims=True)
-    masks: np.ndarray = np.divide(up - low, high - low, out=np.zeros_like(up), where=high > low)
-    return masks
-
-
-def _seen_through(masks: np.ndarray, context: Context, image: int) -> np.ndarray:
-    seen: np.ndarray = context.x[image : image + 1] * np.expand_dims(masks, context.channel_axis)
-    return seen
-
-
-def _probability(logits: np.ndarray, target: int, head: str | None) -> np.ndarray:
-    """p_c of each row: softmax, or the sigmoid of the class alone where the model's classes do not compete."""
-    if head == "Sigmoid" or logits.shape[1] == 1:
-        alone: np.ndarray = np.exp(-np.logaddexp(0, -logits[:, target]))
-        return alone
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    shares: np.ndarray = e[:, target] / e.sum(axis=1)
-    return shares

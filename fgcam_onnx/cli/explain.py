@@ -1,9 +1,13 @@
-"""``fgcam explain MODEL IMAGE...``: a map for each picture, what was chosen along the way, and a folder of results."""
+"""``fgcam explain MODEL IMAGE...``: a map for each picture, what was chosen along the way, and a folder of results.
+
+Several classes of a picture are a strip of overlays here; several methods or layers are ``fgcam_onnx.cli.compare``.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +21,16 @@ from fgcam_onnx.errors import ImageError, InputError, OptionError, OutputError, 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from rich.progress import Progress
 
     from fgcam_onnx import Explainer, Explanation
     from fgcam_onnx.feeds import Feeds
+    from fgcam_onnx.imaging import Pixels
     from fgcam_onnx.preprocessing import Preprocessing
 
 _PICTURE, _SHOW, _RUN = "How the picture becomes the input", "What is drawn and printed", "Where it runs"
+# The longer side of a cell of a comparison grid, in pixels.
+TILE = 128
 _ENDS = "A model of several inputs or outputs"
 
 
@@ -31,10 +39,19 @@ def explain(
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.", show_default=False)
     ],
-    method: Annotated[str, typer.Option("--method", "-m", help="The name of a method.")] = "fg-grad-cam",
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", "-m", help="A method of fgcam methods. Several, a,b,c or all, are drawn as a comparison grid."
+        ),
+    ] = "fg-grad-cam",
     layer: Annotated[
         str | None,
-        typer.Option(help='Where the map is wanted: "input", or a layer of fgcam inspect.', show_default=False),
+        typer.Option(
+            help='Where the map is wanted: "input", or a layer of fgcam inspect. Several, input,relu4 or all, are the '
+            "columns of a grid.",
+            show_default=False,
+        ),
     ] = None,
     start: Annotated[
         str | None,
@@ -45,17 +62,47 @@ def explain(
         typer.Option(
             "--target",
             "-t",
-            help="The class: an index or a label, once for all or once a picture. Default: the model's answer. Of a "
+            help="The class: an index or a label, once for all or once a picture. Default: the model's answer. "
+            "Several at once: top3, or 281,285. Of a "
             'dense output a place such as "3,10,12", or "3,:,:" for a sum, in the order of its own axes.',
             show_default=False,
         ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="CLASS", help="Explain why the class and not this one.", show_default=False),
     ] = None,
     denoise: Annotated[
         bool, typer.Option("--denoise", help="Keep the strongest tenth of the components at L.")
     ] = False,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-O", metavar="NAME=VALUE", help="An option of the method.", show_default=False),
+        typer.Option(
+            "--option",
+            "-O",
+            metavar="NAME=VALUE",
+            help="An option of the method: a number, true, false or a word. fgcam methods lists them.",
+            show_default=False,
+        ),
+    ] = None,
+    composite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which rules walk down: paper, epsilon_plus, epsilon_gamma_box ... of LRP and the fine-grained "
+            "methods.",
+            show_default=False,
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--rule",
+            metavar="SELECTOR=RULE",
+            help='A rule for some layers, before the composite: Conv=z_plus, "dense & last=gamma(gamma=0.5)", '
+            "node:*/conv1=z_box. The first that fits a layer serves it.",
+            show_default=False,
+        ),
     ] = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="The folder for the results.")] = Path("fgcam_maps"),
     input: Annotated[
@@ -142,7 +189,10 @@ def explain(
     ] = False,
     debug: say.Debug = False,
 ) -> None:
-    """Show what a model saw in pictures: a panel and a signed map for each, and a manifest."""
+    """Show what a model saw in pictures: a panel and a signed map for each, and a manifest.
+
+    With several methods or layers, --method all --layer all: a comparison grid for each picture, and every map.
+    """
     pictures = _gather(images)
     names = _stems(pictures, folder)
     given = {
@@ -155,8 +205,16 @@ def explain(
         "mean": None if mean is None else [_number("mean", word) for word in mean.split(",")],
         "std": None if std is None else [_number("std", word) for word in std.split(",")],
     }
-    look = _Look(colormap, alpha, cap, top)
+    look = Look(colormap, alpha, cap, top)
     options = dict(_option(word) for word in option or [])
+    if composite is not None:
+        options["composite"] = composite
+    if rule:
+        options["rules"] = _rules(rule)
+
+    from fgcam_onnx.cli import compare
+
+    compared = compare.methods_of(method) if compare.wanted(method, layer) else None
 
     from fgcam_onnx import Explainer
     from fgcam_onnx.preprocessing import choose
@@ -173,12 +231,22 @@ def explain(
     )
     words, source = _labels(explainer, labels)
     targets = _targets(target, words, explainer, len(pictures))
-    run = _Run(explainer, recipe, words, source, look, quiet or json)
-    call = {"method": method, "layer": layer, "start": start, "denoise": denoise, **options}
+    run = Run(explainer, recipe, words, source, look, quiet or json, frozenset(path.resolve() for path in pictures))
+    shared: dict[str, Any] = {}
+    if against is not None:
+        shared["against"] = _against(against, words, explainer)
     if batch_size is not None:
-        call["batch_size"] = batch_size
+        shared["batch_size"] = batch_size
     others = explainer.feeds(arrays, len(pictures))
-    record = run(pictures, names, targets, folder, call, _batch(explainer, batch_size), others)
+    if compared is None:
+        call = {"method": method, "layer": layer, "start": start, "denoise": denoise, **options, **shared}
+        several = any(isinstance(each, (list, str)) for each in targets or [])
+        batch = 1 if several else _batch(explainer, batch_size)
+        record = run(pictures, names, targets, folder, call, batch, others)
+    else:
+        calls = compare.options_of(compared, options, start=start, denoise=denoise)
+        comparison = compare.Comparison(run, compared, compare.layers_of(explainer, layer))
+        record = comparison(pictures, names, targets, folder, shared, calls, others)
     if json:
         say.as_json(record)
 
@@ -218,12 +286,17 @@ def _stems(pictures: Sequence[Path], folder: Path) -> list[str]:
         names.append(name)
     sources = {path.resolve() for path in pictures}
     for name in names:
-        if (folder / f"{name}.png").resolve() in sources:
-            raise OutputError(
-                f"the result {str(folder / name) + '.png'!r} would overwrite the picture of that name",
-                next="choose another folder: -o DIR",
-            )
+        _spare(folder / f"{name}.png", sources)
     return names
+
+
+def _spare(result: Path, sources: Collection[Path]) -> None:
+    """Results never overwrite the pictures."""
+    if result.resolve() in sources:
+        raise OutputError(
+            f"the result {str(result)!r} would overwrite the picture of that name",
+            next="choose another folder: -o DIR",
+        )
 
 
 def _sides(text: str) -> list[int]:
@@ -255,6 +328,21 @@ def _option(text: str) -> tuple[str, Any]:
         return name.replace("-", "_"), value
 
 
+def _rules(words: Sequence[str]) -> dict[str, str]:
+    """``SELECTOR=RULE`` in the order of the command."""
+    rules: dict[str, str] = {}
+    for text in words:
+        selector, equals, formula = (word.strip() for word in text.partition("="))
+        if not selector or not equals or not formula:
+            raise OptionError(
+                f"--rule {text!r} is not SELECTOR=RULE", next='for example: --rule "Conv=gamma(gamma=0.5)"'
+            )
+        if selector in rules:
+            raise OptionError(f"--rule has two rules for {selector!r}", known=f"{rules[selector]} and {formula}")
+        rules[selector] = formula
+    return rules
+
+
 def _array(text: str) -> tuple[str, Any]:
     import numpy as np
 
@@ -276,8 +364,7 @@ def _labels(explainer: Explainer, file: Path | None) -> tuple[list[str] | None, 
 
 
 def _targets(target: Sequence[str] | None, labels: list[str] | None, explainer: Explainer, n: int) -> list[Any] | None:
-    """A class for each picture; of a dense output a place, which the library checks against the logits."""
-    from fgcam_onnx.labels import resolve_target
+    """A class for each picture, or several: "top3" or a list; of a dense output a place, which the library checks."""
 
     if not target:
         return None
@@ -285,16 +372,35 @@ def _targets(target: Sequence[str] | None, labels: list[str] | None, explainer: 
         raise TargetError(
             f"{len(target)} targets for {n} picture{'s' * (n > 1)}", next="give --target once, or once for each picture"
         )
-    import numpy as np
-
     classes = explainer.num_classes
     if explainer.dense or not classes:
         explainer.labels = labels
         found: list[Any] = [tuple(w.strip(" ()").split(",")) if explainer.dense else w for w in target]
     else:
-        wanted = resolve_target(list(target), labels, classes, np.zeros((len(target), classes), np.float32))
-        found = [int(i) for i in wanted]
+        found = [_classes(word, labels, classes) for word in target]
     return found * (n if len(target) == 1 else 1)
+
+
+def _classes(word: str, labels: list[str] | None, classes: int) -> int | list[int] | str:
+    """One class; or "top3"; or the classes between commas, where the word as a whole names none."""
+    from fgcam_onnx.labels import resolve_class
+
+    try:
+        return resolve_class(word, labels, classes)
+    except TargetError:
+        if re.fullmatch(r"top-?\d{1,9}", word.strip().lower()):
+            return word.strip().lower()
+        parts = [part for part in word.split(",") if part.strip()]
+        if len(parts) < 2:
+            raise
+        return [resolve_class(part, labels, classes) for part in parts]
+
+
+def _against(word: str, labels: list[str] | None, explainer: Explainer) -> Any:
+    from fgcam_onnx.labels import resolve_class
+
+    classes = explainer.num_classes
+    return word if explainer.dense or not classes else resolve_class(word, labels, classes)
 
 
 def _batch(explainer: Explainer, wanted: int | None) -> int:
@@ -311,7 +417,9 @@ def _batch(explainer: Explainer, wanted: int | None) -> int:
 
 
 @dataclass(frozen=True)
-class _Look:
+class Look:
+    """What is drawn and printed."""
+
     colormap: str
     alpha: float | None
     cap: float
@@ -327,13 +435,16 @@ class _Look:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
+    """A model with its preprocessing and labels. ``sources``: the pictures' own files."""
+
     explainer: Explainer
     recipe: Preprocessing
     labels: list[str] | None
     labels_source: str
-    look: _Look
+    look: Look
     silent: bool
+    sources: frozenset[Path] = frozenset()
 
     def __call__(
         self,
@@ -355,20 +466,25 @@ class _Run:
         with Folder(output, keep=True) as folder, _progress(len(pictures), call["method"]) as step:
             for first in range(0, len(pictures), batch):
                 chunk = slice(first, first + batch)
-                wanted = None if targets is None else list(targets[chunk])
-                files, read = pictures[chunk], [self._read(path) for path in pictures[chunk]]
+                wanted: Any = None if targets is None else list(targets[chunk])
+                if wanted is not None and isinstance(wanted[0], str) and self.explainer.num_classes:
+                    wanted = wanted[0]  # "top3": the library knows what that is
+                files, read = pictures[chunk], [self.read(path) for path in pictures[chunk]]
                 x = np.stack([x for x, _, _ in read])
                 beside = others.part(first, first + batch)
                 e = self.explainer.explain(x, target=wanted, inputs=beside, progress=step.inner, **call)
                 if not common:
-                    common = self._common(e, call)
+                    common = self.common(e, call)
                     if not self.silent:
                         with step.aside():
                             self._print_common(e)
                 for i, (path, (_, view, digest)) in enumerate(zip(files, read, strict=True)):
-                    record = self._one(e, i, path, digest)
+                    record = self.one(e, i, path, digest)
                     record["files"] = {"panel": f"{names[first + i]}.png", "relevance": f"{names[first + i]}.npy"}
-                    self._write(folder, e, i, view, record)
+                    if "classes" in record:
+                        self._write_several(folder, e, i, view, record, names[first + i])
+                    else:
+                        self._write(folder, e, i, view, record)
                     records.append(record)
                     step.outer()
                     if not self.silent:
@@ -380,13 +496,13 @@ class _Run:
             typer.echo(f"wrote {len(records)} panel{'s' * (len(records) > 1)}, maps and manifest.json to {output}")
         return {**manifest, "output": str(output)}
 
-    def _read(self, path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
+    def read(self, path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8], str]:
         from fgcam_onnx import imaging
 
         picture = imaging.read(path)
         return self.recipe.apply(picture)[0], self.recipe.view(picture), hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def _common(self, e: Explanation, call: dict[str, Any]) -> dict[str, Any]:
+    def common(self, e: Explanation, call: dict[str, Any]) -> dict[str, Any]:
         from fgcam_onnx.explanation import SCHEMA_VERSION, plain_json
 
         record: dict[str, Any] = plain_json(
@@ -405,33 +521,50 @@ class _Run:
         )
         return record
 
-    def _one(self, e: Explanation, i: int, path: Path, digest: str) -> dict[str, Any]:
+    def one(self, e: Explanation, i: int, path: Path, digest: str) -> dict[str, Any]:
+        """The record of image i; of several classes with a list of them."""
         from fgcam_onnx.explanation import plain_json
 
-        r = e.relevance[i].astype("float64")
-        leaked, in_map, residual = account(e, i)
-        aside = {f"to {name}": share for name, share in _aside(e, i).items()}
-        record: dict[str, Any] = plain_json(
-            {
-                "image": str(path),
-                "sha256": digest,
-                **(self._place(e, i) if e.classes is None else self._class(e, i, int(e.classes[i]))),
-                "relevance": {"shape": list(r.shape), "sum": r.sum(), "positive": r.clip(min=0).sum(), "max": r.max()},
-                "ledger": {"leaked": leaked, "in_map": in_map, "residual": residual, **aside},
-            }
-        )
+        if len(e.rows) == 1:
+            seen = self._seen(e, (i,))
+        else:
+            seen = {"top": self._top(e, i), "classes": [self._seen(e, (i, j)) for j in range(e.rows[1])]}
+            for each in seen["classes"]:
+                del each["top"]
+        record: dict[str, Any] = plain_json({"image": str(path), "sha256": digest, **seen})
         return record
 
-    def _class(self, e: Explanation, i: int, target: int) -> dict[str, Any]:
-        p = e.probabilities[i]
-        best = p.argsort(kind="stable")[::-1][: self.look.top]
+    def _seen(self, e: Explanation, index: tuple[int, ...]) -> dict[str, Any]:
+        """Of one map: what it explains, its sums and its books."""
+        r = e.relevance[index].astype("float64")
+        row = index[0] if len(index) == 1 else index[0] * e.rows[1] + index[1]
+        leaked, in_map, residual = account(e, row)
+        aside = {f"to {name}": share for name, share in _aside(e, row).items()}
         return {
+            **(self._place(e, index[0]) if e.classes is None else self._class(e, index)),
+            "relevance": {"shape": list(r.shape), "sum": r.sum(), "positive": r.clip(min=0).sum(), "max": r.max()},
+            "ledger": {"leaked": leaked, "in_map": in_map, "residual": residual, **aside},
+        }
+
+    def _class(self, e: Explanation, index: tuple[int, ...]) -> dict[str, Any]:
+        assert e.classes is not None
+        i, target = index[0], int(e.classes[index])
+        record = {
             "target": target,
             "label": self._name(target),
-            "probability": p[target],
+            "probability": e.probabilities[i, target],
             "logit": e.logits[i, target],
-            "top": [{"class": int(k), "label": self._name(int(k)), "probability": p[k]} for k in best],
+            "top": self._top(e, i),
         }
+        if e.against is not None:
+            other = int(e.against[index])
+            record |= {"against": other, "against_label": self._name(other), "score": e.score[index]}
+        return record
+
+    def _top(self, e: Explanation, i: int) -> list[dict[str, Any]]:
+        p = e.probabilities[i]
+        best = p.argsort(kind="stable")[::-1][: self.look.top]
+        return [{"class": int(k), "label": self._name(int(k)), "probability": p[k]} for k in best]
 
     def _place(self, e: Explanation, i: int) -> dict[str, Any]:
         """Of a dense output: its place, the class's name where the axes tell, and the score."""
@@ -444,6 +577,52 @@ class _Run:
 
         return short(self.labels[index]) if self.labels else None
 
+    def overlay(self, view: Pixels, relevance: npt.NDArray[np.float32]) -> Pixels:
+        """A map over the photo, as it is in a panel and in a cell of a grid."""
+        from fgcam_onnx import imaging
+
+        look = self.look
+        shown = imaging.fit(view, TILE)
+        return imaging.draw(shown, relevance, colormap=look.colormap, alpha=look.alpha, cap=look.cap).overlay
+
+    def made_by(self) -> list[str]:
+        """Model and package, for the foot of a picture."""
+        from fgcam_onnx import __version__
+
+        x = self.explainer
+        return [f"{x.path.name if x.path else 'model'} {x.sha256[:12]}", f"fgcam_onnx {__version__}"]
+
+    def _write_several(
+        self, folder: Any, e: Explanation, i: int, view: Pixels, record: dict[str, Any], name: str
+    ) -> None:
+        """Several classes of a picture: a strip, an overlay for each, and their maps as one array."""
+        from fgcam_onnx import imaging
+        from fgcam_onnx.explanation import npy, png
+
+        look = self.look
+        tiles = [imaging.Cell(imaging.fit(view, 240), "picture")]
+        files: dict[str, bytes] = {}
+        record["files"]["overlays"] = []
+        for j, seen in enumerate(record["classes"]):
+            drawn = imaging.draw(view, e.relevance[i, j], colormap=look.colormap, alpha=look.alpha, cap=look.cap)
+            file = f"{name}_class{seen['target']}.png"
+            _spare(folder.path / file, self.sources)
+            record["files"]["overlays"].append(file)
+            files[file] = png(drawn.overlay)
+            fitted = imaging.fit(view, 240)
+            tile = imaging.draw(fitted, e.relevance[i, j], colormap=look.colormap, alpha=look.alpha, cap=look.cap)
+            words = f"{described(seen)}\n{strength(seen, 3)}   leaked {_share(seen['ledger']['leaked'])}"
+            tiles.append(imaging.Cell(tile.overlay, words, tile.bar))
+        picture = imaging.grid(
+            [imaging.Row(tiles)],
+            title=f"{Path(record['image']).name}: {len(record['classes'])} classes",
+            lines=[f"{e.method} · map at {e.layer} {list(e.relevance.shape[2:])} · L = {e.start}"],
+            footer=" · ".join(self.made_by()),
+        )
+        folder.write(
+            {record["files"]["panel"]: png(picture), record["files"]["relevance"]: npy(e.relevance[i]), **files}
+        )
+
     def _write(self, folder: Any, e: Explanation, i: int, view: npt.NDArray[np.uint8], record: dict[str, Any]) -> None:
         from fgcam_onnx import imaging
         from fgcam_onnx.explanation import npy, png
@@ -452,7 +631,7 @@ class _Run:
         picture = imaging.panel(
             view,
             e.relevance[i],
-            title=f"{_class(record)}   {_strength(record, 3)}",
+            title=f"{described(record)}   {strength(record, 3)}",
             lines=[
                 f"{e.method} · map at {e.layer} {list(e.relevance.shape[1:])} · L = {e.start}",
                 f"relevance leaked {_share(record['ledger']['leaked'])}"
@@ -482,7 +661,7 @@ class _Run:
                 ("model", f"{x.path.name if x.path else ''}   sha256 {x.sha256[:12]}"),
                 ("input", f"{x.input_name} {say.shape(x.input_shape)}   {self.recipe.describe()}"),
                 ("method", f"{e.method}   {summary}".rstrip()),
-                ("layer", f"{e.layer} {list(e.relevance.shape[1:])}"),
+                ("layer", f"{e.layer} {list(e.relevance.shape[len(e.rows) :])}"),
                 ("L", e.start),
                 ("labels", self.labels_source or "none found: --labels FILE"),
                 ("backend", _backend(x)),
@@ -491,6 +670,17 @@ class _Run:
         )
 
     def _print_one(self, record: dict[str, Any], folder: Path) -> None:
+        if "classes" in record:
+            typer.echo(f"\n{record['image']} -> {folder / record['files']['panel']}")
+            say.facts(
+                (
+                    "  class",
+                    f"{described(seen)}   {strength(seen, 4)}   leaked {_share(seen['ledger']['leaked'])}"
+                    f"   in the map {_share(seen['ledger']['in_map'])}",
+                )
+                for seen in record["classes"]
+            )
+            return
         others = [t for t in record.get("top", []) if t["class"] != record["target"]]
         also = ", ".join(f"{t['class']} {t['label'] or ''}".rstrip() + f" {t['probability']:.3f}" for t in others)
         ledger = record["ledger"]
@@ -499,7 +689,7 @@ class _Run:
             [
                 (
                     "  class" if "top" in record else "  target",
-                    f"{_class(record)}   {_strength(record, 4)}" + (f"   then {also}" if also else ""),
+                    f"{described(record)}   {strength(record, 4)}" + (f"   then {also}" if also else ""),
                 ),
                 (
                     "  ledger",
@@ -512,7 +702,7 @@ class _Run:
 
 
 def account(e: Explanation, i: int) -> tuple[float, float, float]:
-    """The books of image i, as shares of the start's sum of |relevance|.
+    """The books of row i, an image and a class, as shares of the start's sum of |relevance|.
 
     What leaked, the sum of |map|, and a node's largest residual. The first two need not add up to one: where positive
     and negative relevance meet they cancel, which is no loss.
@@ -520,7 +710,8 @@ def account(e: Explanation, i: int) -> tuple[float, float, float]:
     whole = float(e.ledger.start_absolute[i])
     if whole == 0:
         return 0.0, 0.0, 0.0
-    in_map = float(abs(e.relevance[i].astype("float64")).sum())
+    maps = e.relevance.reshape(-1, *e.relevance.shape[len(e.rows) :])
+    in_map = float(abs(maps[i].astype("float64")).sum())
     dropped = sum(float(row.dropped[i]) for row in e.ledger.rows)
     residual = max((float(row.residual[i]) for row in e.ledger.rows), default=0.0)
     return dropped / whole, in_map / whole, residual / whole
@@ -538,15 +729,21 @@ def _backend(explainer: Explainer) -> str:
     return "   ".join([*(part for part in parts if part), ", ".join(explainer.providers)])
 
 
-def _class(record: dict[str, Any]) -> str:
+def described(record: dict[str, Any]) -> str:
+    """The class with its name, and the one it is held against; of a dense output the place."""
     target = record["target"]
     if isinstance(target, dict):
         target = ", ".join(f"{axis} {entry}" for axis, entry in target.items())
         return f"{target} · {record['label']}" if record["label"] else target
-    return f"{target} · {record['label']}" if record["label"] else f"class {target}"
+    name = f"{target} · {record['label']}" if record["label"] else f"class {target}"
+    if "against" not in record:
+        return name
+    other = record["against_label"]
+    return f"{name}, not {record['against']}" + (f" · {other}" if other else "")
 
 
-def _strength(record: dict[str, Any], digits: int) -> str:
+def strength(record: dict[str, Any], digits: int) -> str:
+    """The probability of the class; of a dense output the score."""
     if "probability" in record:
         return f"p = {record['probability']:.{digits}f}"
     return f"score = {record['score']:.{digits + 1}g}"
@@ -571,18 +768,32 @@ class _Step:
         yield
 
 
+def new_bar(*, count: bool = True) -> Progress:
+    """A bar on stderr with the time left; rich must leave stdout alone: what is printed there may go into a pipe."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    done = MofNCompleteColumn() if count else TaskProgressColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), done, TimeRemainingColumn())
+    return Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+
+
 @contextmanager
 def _progress(n: int, method: str) -> Iterator[_Step]:
     """Bars on stderr, drawn only where somebody watches, and only once there is something to wait for."""
     if not say.on_terminal():
         yield _Step()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # rich must leave stdout alone: what is printed there may go into a pipe
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    bar = new_bar()
     pictures = bar.add_task("pictures", total=n, visible=n > 1)
     passes = bar.add_task(method, total=None, visible=False)
 

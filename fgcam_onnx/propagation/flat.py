@@ -15,9 +15,12 @@ from fgcam_onnx.registry import LinearMap
 
 
 def flat(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
-    """r [n, co, ...] -> [n, ci, ...]. Cells on the padding are no inputs: they count in no window."""
+    """r [n, co, ...] -> [n, ci, ...]. Cells on the padding are no inputs: they count in no window.
+
+    The counts are those of all images: z [1, co, ...].
+    """
     w = op.weight(node.layer)
     ones = None if w is None else xp.constant(np.ones_like(w))
-    z = op.apply(node, xp.constant(np.ones(node.in_shape())), ones, xp)
+    z = op.apply(node, xp.constant(np.ones((1, *node.in_shape()[1:]))), ones, xp)
     s, leak = xp.share(r, z, nonnegative=True)
     return Flow({0: op.adjoint(node, s, ones, xp)}, (leak,))

@@ -6,16 +6,19 @@ x >= 0 with zeros, and raises AssertionError where the rule breaks it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from fgcam_onnx.backends.base import Backend
 from fgcam_onnx.backends.numpy import NumpyBackend
+from fgcam_onnx.graph.rows import shares_batch
 from fgcam_onnx.registry import Rule
 from fgcam_onnx.testing.case import Case
 from fgcam_onnx.testing.compare import Floats, Row, close, flatten, named
+from fgcam_onnx.testing.derivative import off_the_kinks
+from fgcam_onnx.testing.parity import same
 from fgcam_onnx.testing.run import Result, run
 from fgcam_onnx.testing.run import rule as rule_of
 
@@ -30,6 +33,7 @@ __all__ = [
     "check_denormals",
     "check_linearity",
     "check_parts",
+    "check_rows",
     "check_shortcuts",
     "check_sign",
     "check_zeros",
@@ -37,6 +41,8 @@ __all__ = [
 ]
 
 EXACT = 1e-9
+# Relevances of one image that are walked down together: as many as tell a batch of 1 and of k apart.
+ROWS = 3
 WORDS = {"mixed": "x of mixed sign", "positive": "x >= 0", "zero": "x = 0", "denormal": "denormal x"}
 
 
@@ -237,6 +243,41 @@ def check_batch(case: Case, rule: str | Rule) -> Row:
     return tried("batch", case, chosen, ask, 1e-12)
 
 
+def check_rows(
+    case: Case, rule: str | Rule, backends: Sequence[Backend] = (), *, kinks: Collection[float] = ()
+) -> Row:
+    """Several relevances of one image over its activations, which have a batch of 1, are each of them by itself.
+
+    ``backends``: each gives for them what NumPy gives in float32, a gradient for x of mixed sign alone. Values of x near
+    ``kinks`` are moved off them.
+    """
+    chosen = rule if isinstance(rule, Rule) else rule_of(case, rule)
+    if not shares_batch(case.layer, case.graph):
+        return Row("rows", chosen.name, skipped="its rows are walked one by one")
+    first = {name: array[:1] for name, array in case.values().items()}
+    if any(len(array) != 1 for array in (*first.values(), *case.forward(first))):
+        return Row("rows", chosen.name, skipped="its rows are walked one by one: the first axis is not the batch")
+
+    def ask(trial: Trial) -> float:
+        x = off_the_kinks({name: array[:1] for name, array in trial.x.items()}, kinks)
+        rows = [case.relevance(x, seed) for seed in range(ROWS)]
+        stacked = [np.concatenate(parts) for parts in zip(*rows, strict=True)]
+        together, worst = trial.run(stacked, x), 0.0
+        for k, r in enumerate(rows):
+            alone = trial.run(r, x)
+            for i, part in alone.parts.items():
+                what = f"the relevance of operand {i} in row {k}"
+                worst = max(worst, close(together.parts[i][k : k + 1], part, 1e-12, what))
+            for column, expected in alone.books.items():
+                close(together.books[column][k : k + 1], expected, EXACT, f"the ledger's {column} of row {k}")
+        for backend in backends if chosen.name != "gradient" or trial.style == "mixed" else ():
+            with named(f"backend {backend.name}", f"{ROWS} rows"):
+                same(trial.run(stacked, x, backend), trial.run(stacked, x, NumpyBackend(np.float32)))
+        return worst
+
+    return tried("rows", case, chosen, ask, 1e-12)
+
+
 def check_zeros(case: Case, rule: str | Rule) -> Row:
     """All activations 0: the relevance is finite, and accounted for."""
     return tried("zeros", case, rule, _accounted, EXACT, ("zero",))
@@ -262,6 +303,7 @@ INVARIANTS: tuple[Check, ...] = (
     check_dead_inputs,
     check_shortcuts,
     check_batch,
+    check_rows,
     check_zeros,
     check_denormals,
 )

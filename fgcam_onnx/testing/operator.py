@@ -14,7 +14,7 @@ from fgcam_onnx.errors import OptionError, UnsupportedOpError, nearest
 from fgcam_onnx.testing.case import Case, Operand, X
 from fgcam_onnx.testing.compare import Report, Row
 from fgcam_onnx.testing.derivative import check_gradient
-from fgcam_onnx.testing.invariants import INVARIANTS, PROMISES
+from fgcam_onnx.testing.invariants import INVARIANTS, PROMISES, check_rows
 from fgcam_onnx.testing.matrix import Replica, check_adjoint, check_replica
 from fgcam_onnx.testing.parity import check_backends, check_forward, chosen_backends
 from fgcam_onnx.testing.run import rule as rule_of
@@ -103,6 +103,7 @@ def check_case(
             checks.append(partial(check_replica, case, name, (replicas or {}).get(name)))
         if name == "gradient":
             checks.append(partial(check_gradient, case, name, kinks))
+            checks.append(partial(check_rows, case, name, kinks=kinks))
         if backends:
             checks.append(partial(check_backends, case, name, backends, kinks=kinks if name == "gradient" else ()))
     if "gradient" not in names:
@@ -111,7 +112,7 @@ def check_case(
 
 
 def check_invariants(case: Case, rule: str, *, unbounded: Collection[str] = UNBOUNDED) -> Report:
-    """What holds for every relevance rule: conservation, linearity, sign, contraction, dead inputs, batch, zeros."""
+    """What holds for every relevance rule: conservation, linearity, sign, contraction, dead inputs, batch, rows, zeros."""
     return _made(_subject(case), _invariants(case, rule, unbounded), [])
 
 

@@ -126,7 +126,8 @@ def run(
     """``rule`` on ``case``, through a backend (float64 NumPy if none is given).
 
     ``nonnegative``: tell the rule that every activation is provably >= 0. ``masked``: that the layers behind left no
-    relevance on dead cells.
+    relevance on dead cells. Where x is one image and r has several rows, the rule gets them as the descent hands them
+    over: activations of a batch of 1, and the shapes of the relevance.
     """
     backend = backend or NumpyBackend(np.float64)
     graph = case.graph
@@ -135,6 +136,11 @@ def run(
         graph = replace(graph, tensors={**graph.tensors, **tensors})
     outputs = case.forward(x)
     shapes = {name: array.shape for name, array in (*x.items(), *zip(case.output_names, outputs, strict=True))}
+    images = len(next(iter(x.values())))
+    rows = next(len(part) for part in r if part is not None)
+    if images == 1 and rows != 1 and len(outputs[0]) == 1:
+        shapes = {name: (rows, *shape[1:]) for name, shape in shapes.items()}
+        images = rows
     feeds = dict(x) if "x" in rule.reads else {}  # what a rule did not declare it does not see
     if "y" in rule.reads:
         feeds[case.output_names[0]] = outputs[0]
@@ -157,7 +163,7 @@ def run(
 
     def summed(prefix: str) -> Floats:
         found = [np.asarray(value, np.float64) for name, value in answer.items() if name.startswith(prefix)]
-        return np.asarray(sum(found, np.zeros(len(next(iter(x.values()))))))
+        return np.asarray(sum(found, np.zeros(images)))
 
     return Result(
         {int(name[5:]): value for name, value in answer.items() if name.startswith("part:")},

@@ -37,7 +37,7 @@ __all__ = ["Lowering", "Target"]
 THREE = (3,)
 # As the structs of window.cu, matmul.cu and move.cu.
 WINDOWS = np.dtype(
-    [("cells", np.int64)]
+    [("cells", np.int64), ("winners", np.int64)]
     + [(name, np.int32, THREE) for name in ("in", "out", "kernel", "stride", "begin", "dilation")],
     align=True,
 )
@@ -281,11 +281,11 @@ class Lowering:
     # --- windows --------------------------------------------------------------------------------------------------
 
     def _windows(
-        self, operation: WindowSum | MaxRoute, spatial: Sequence[int], out: Sequence[int], cells: int
+        self, operation: WindowSum | MaxRoute, spatial: Sequence[int], out: Sequence[int], cells: int, winners: int = 0
     ) -> Pointer:
         w, three = operation.window, contraction.three
         return self._struct(
-            WINDOWS, cells=cells, out=three(out, 1), kernel=three(w.kernel, 1), stride=three(w.strides, 1),
+            WINDOWS, cells=cells, winners=winners, out=three(out, 1), kernel=three(w.kernel, 1), stride=three(w.strides, 1),
             begin=three(w.begins, 0), dilation=three(w.dilations, 1), **{"in": three(spatial, 1)},
         )  # fmt: skip
 
@@ -300,13 +300,14 @@ class Lowering:
     def _max_route(self, group: Group, operation: MaxRoute, cell: Cell) -> None:
         x, r = operation.inputs
         spatial, out = x.shape[2:], r.shape[2:]
-        winner = Scratch(4 * r.size)
-        if r.size:
-            windows = self._windows(operation, spatial, out, r.size)
-            self._over_cells("max_winner", "window.cu", WINDOW_KERNELS["max_winner"], r.size,
+        winners, cells = math.prod((*x.shape[:2], *out)), operation.size
+        winner = Scratch(4 * winners)
+        if winners:
+            windows = self._windows(operation, spatial, out, winners)
+            self._over_cells("max_winner", "window.cu", WINDOW_KERNELS["max_winner"], winners,
                              [Pointer(x.buffer), windows, Pointer(winner)], None, writes=(winner,))  # fmt: skip
-        windows = self._windows(operation, spatial, out, x.size)
-        self._over_cells("max_route", "window.cu", WINDOW_KERNELS["max_route"], x.size,
+        windows = self._windows(operation, spatial, out, cells, winners)
+        self._over_cells("max_route", "window.cu", WINDOW_KERNELS["max_route"], cells,
                          [Pointer(winner), Pointer(r.buffer), windows], cell)  # fmt: skip
 
     # --- moves ----------------------------------------------------------------------------------------------------

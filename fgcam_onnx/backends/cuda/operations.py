@@ -181,13 +181,14 @@ class WindowSpread(WindowSum):
 
 @dataclass(eq=False, kw_only=True)
 class MaxRoute(Operation):
-    """``inputs``: x and r."""
+    """``inputs``: x and r, which may have several images for the one of x."""
 
     window: Window
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.inputs[0].shape
+        x, r = self.inputs
+        return (r.shape[0], *x.shape[1:])
 
 
 @dataclass(eq=False, kw_only=True)

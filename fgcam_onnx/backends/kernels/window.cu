@@ -18,9 +18,10 @@
 #define FINISH(o, acc) out[o] = acc;
 #endif
 
-// Spatial axes are three; a missing one has size 1. ``cells``: the threads that are wanted.
+// Spatial axes are three; a missing one has size 1. ``cells``: the threads that are wanted. ``winners``: windows that
+// have one; r may have several images for each of them.
 struct Windows {
-    long long cells;
+    long long cells, winners;
     int in[3], out[3], kernel[3], stride[3], begin[3], dilation[3];
 };
 
@@ -106,6 +107,10 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_route(
 #endif
 #else
     real sum = 0;
+#if KERNEL == MAX_ROUTE
+    const index_t shared = (index_t)w.winners;
+    const index_t behind = base < shared ? 0 : base - base % shared;
+#endif
     for (int i = tz.low; i < tz.high; ++i) {
         const int wz = window_of(w, 0, tz, i);
         if (wz < 0) continue;
@@ -119,7 +124,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_route(
 #if KERNEL == WINDOW_SPREAD
                 sum += s[at];
 #else
-                if (winner[at] == cell) sum += r[at];
+                if (winner[at - behind] == cell) sum += r[at];
 #endif
             }
         }
