@@ -1,7 +1,7 @@
 """Composites: which rule serves which layer.
 
-:class:`RelevanceComposite` is the descent of FG-CAM and of LRP: rules by selector, a named composite, and the options of
-methods 2.6. :class:`GradientComposite` walks by derivatives: the head, for CAMs, and gradient methods down to the
+:class:`RelevanceComposite` is the descent of FG-CAM and of LRP: rules by selector, a named composite, and the options
+of methods 2.6. :class:`GradientComposite` walks by derivatives: the head, for CAMs, and gradient methods down to the
 picture. :class:`RescaleComposite` walks by DeepLIFT's multipliers.
 """
 
@@ -151,7 +151,7 @@ def _works_on_tokens(layer: Layer, graph: LayerGraph) -> bool:
 
 @dataclass(frozen=True)
 class RescaleComposite(Composite):
-    """DeepLIFT with the rescale rule: linear maps and moves of cells by their derivative, all else by its multiplier."""
+    """DeepLIFT with the rescale rule: what is affine by its derivative, all else by its multiplier."""
 
     kind = "rescale"
     key = "rescale"

@@ -409,4 +409,3 @@ def _as_stored(value: np.ndarray, tensor: Tensor) -> np.ndarray:
     q = np.rint(value / tensor.scale) + tensor.zero_point
     stored: np.ndarray = np.clip(q, limits.min, limits.max).astype(dtype)
     return stored
-

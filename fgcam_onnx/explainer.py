@@ -29,7 +29,6 @@ from fgcam_onnx.errors import (
 from fgcam_onnx.explanation import Explanation
 from fgcam_onnx.families.base import (
     COMPOSITE_OPTIONS,
-    DENOISE_OPTIONS,
     Ask,
     Batch,
     Found,
@@ -47,7 +46,7 @@ from fgcam_onnx.ledger import Ledger
 from fgcam_onnx.methods import method as find_method
 from fgcam_onnx.targets import Aim, against_class, aim_at, aims_at
 
-__all__ = ["DENOISE_OPTIONS", "Explainer", "explain"]
+__all__ = ["Explainer", "explain"]
 
 Progress = Callable[[int, int], None]
 # Rounding leaves 1e-7 of the relevance unexplained, a few 1e-4 at worst. More is a wrong map, and no map.
@@ -255,11 +254,11 @@ class Explainer:
         weighted sum of the logits is explained. ``against``: another class; the difference of the two scores is
         explained, "why this and not that".
 
-        Options of the descent, for fine-grained methods and the LRP family (methods 2.6 and 4): ``composite``, ``rules``
-        (a mapping of selectors to rules, see ``fgcam_onnx.selectors``), ``bias``, ``epsilon``, ``first_layer`` zB | z+ |
-        flat | same, ``zb_bounds`` "per_image" or (low, high), ``batchnorm`` fold | identity, ``relu`` mask | identity,
-        ``add`` zplus | norm, ``mul`` signal | uniform, ``maxpool`` winner | winner_positive. Others belong to single
-        methods: ``fgcam methods`` lists them.
+        Options of the descent, for fine-grained methods and the LRP family (methods 2.6 and 4): ``composite``,
+        ``rules`` (a mapping of selectors to rules, see ``fgcam_onnx.selectors``), ``bias``, ``epsilon``,
+        ``first_layer`` zB | z+ | flat | same, ``zb_bounds`` "per_image" or (low, high), ``batchnorm`` fold | identity,
+        ``relu`` mask | identity, ``add`` zplus | norm, ``mul`` signal | uniform, ``maxpool`` winner | winner_positive.
+        Others belong to single methods: ``fgcam methods`` lists them.
 
         Raises:
             InputError: ``x`` does not fit the model, or holds NaN or Inf.
@@ -274,9 +273,7 @@ class Explainer:
         if layer is not None and not isinstance(layer, str):
             return self._fused(x, method, list(layer), start=start, target=target, against=against, denoise=denoise,
                                inputs=inputs, progress=progress, batch_size=batch_size, **options)  # fmt: skip
-        job = chosen.family.plan(
-            self._engine, Ask(chosen, layer, start, denoise, options, against is not None)
-        )
+        job = chosen.family.plan(self._engine, Ask(chosen, layer, start, denoise, options, against is not None))
         x = self._checked(x)
         feeds = self.feeds(inputs, len(x))
         report = progress or (lambda done, total: None)
@@ -542,7 +539,10 @@ class Explainer:
     def _notes_on(self, job: Job, parts: list[_Part]) -> list[str]:
         """What Grad-CAM makes of a target that is one place of the picture."""
         names = axis_names(parts[0].logits.shape, job.graph.tensor(job.graph.logits).layout)
-        places = [said for part in parts for said in part.said if isinstance(said, tuple)]
+        told = [said for part in parts for said in part.said]
+        if parts[0].score.ndim > 1:
+            told = [each for said in told for each in said]
+        places = [said for said in told if isinstance(said, tuple)]
         local = any(e != ":" for place in places for e, name in zip(place, names, strict=True) if name != "class")
         if not local or not job.method.name.endswith("grad-cam"):
             return []

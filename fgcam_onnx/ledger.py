@@ -10,7 +10,7 @@ is evidence, not arithmetic.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -131,7 +131,7 @@ class Ledger:
         Sums of absolute values add up to no less than that of the sum: what is said of them is an upper bound.
         """
         rows = tuple(
-            replace(mine, **{name: getattr(mine, name) + getattr(theirs, name) for name in COLUMNS})
+            LedgerRow(mine.node, mine.op, mine.rule, *(getattr(mine, n) + getattr(theirs, n) for n in COLUMNS))
             for mine, theirs in zip(self.rows, other.rows, strict=True)
         )
         signed = {name: amount + other.aside[name] for name, amount in self.aside.items()}
@@ -145,12 +145,12 @@ class Ledger:
         for name, amount in other.aside.items():
             signed[name] = signed.get(name, 0) + amount
             absolute[name] = absolute.get(name, 0) + other.aside_absolute[name]
-        return Ledger(
-            (*self.rows, *other.rows), self.start, self.start_absolute, other.arrived, signed, absolute
-        )
+        return Ledger((*self.rows, *other.rows), self.start, self.start_absolute, other.arrived, signed, absolute)
 
     def _mapped(self, change: Callable[[Floats, str], Floats]) -> Ledger:
-        rows = tuple(replace(row, **{n: change(getattr(row, n), n) for n in COLUMNS}) for row in self.rows)
+        rows = tuple(
+            LedgerRow(row.node, row.op, row.rule, *(change(getattr(row, n), n) for n in COLUMNS)) for row in self.rows
+        )
         signed = {name: change(amount, "aside") for name, amount in self.aside.items()}
         absolute = {name: change(amount, "aside_absolute") for name, amount in self.aside_absolute.items()}
         start, start_absolute, arrived = (change(getattr(self, name), name) for name in TOTALS)

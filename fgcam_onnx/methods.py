@@ -72,7 +72,7 @@ class Method:
 
     @property
     def kind(self) -> str:
-        """"fine-grained", "cam", "relevance", "derivative" or "sampling"."""
+        """ "fine-grained", "cam", "relevance", "derivative" or "sampling"."""
         family = self.family.__name__.rpartition(".")[2]
         return "fine-grained" if self.fine else family
 
@@ -166,5 +166,7 @@ def method(name: str) -> Method:
         return found
     base = METHODS.get(str(name).removeprefix("fg-"))
     if base is not None and base.family is cam_family:
-        raise MethodError(f"there is no method {name!r}", known=base.module.NO_DESCENT, next=f"{base.name}, or fg-grad-cam")
+        raise MethodError(
+            f"there is no method {name!r}", known=base.module.NO_DESCENT, next=f"{base.name}, or fg-grad-cam"
+        )
     raise MethodError(f"there is no method {name!r}", known=", ".join(METHODS), next=nearest(name, METHODS) or None)

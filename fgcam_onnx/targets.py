@@ -23,7 +23,7 @@ from fgcam_onnx.errors import TargetError
 from fgcam_onnx.graph.dense import axis_names, is_dense
 from fgcam_onnx.labels import resolve_class, resolve_target
 
-__all__ = ["Aim", "aim_at", "aims_at", "against_class"]
+__all__ = ["Aim", "against_class", "aim_at", "aims_at"]
 
 Entry = int | str
 _TOP = re.compile(r"top-?(\d{1,9})")

@@ -1,4 +1,4 @@
-"""Sizes of windows: ONNX's strides, pads, dilations, auto_pad and ceil_mode, made explicit; reduced axes; stored biases.
+"""Sizes of windows: ONNX's strides, pads, dilations, auto_pad, ceil_mode, made explicit; reduced axes; biases.
 
 The end padding never appears: it follows from the input and output sizes, both known (backends.base.Window).
 """

@@ -552,7 +552,8 @@ def test_an_unknown_method(explainer: Explainer) -> None:
         ({"batch_size": 0}, "option batch_size cannot be 0\n  known   images at a time, at least 1"),
         ({"firstlayer": "zB"},
          "method 'fg-grad-cam' has no option 'firstlayer'\n"
-         "  known   first_layer, zb_bounds, batchnorm, relu, add, mul, maxpool, ratio, add_mean_back, support_mask\n"
+         "  known   composite, rules, bias, epsilon, first_layer, zb_bounds, batchnorm, relu, add, mul, maxpool, "
+         "ratio, add_mean_back, support_mask\n"
          "  next    did you mean 'first_layer'?"),
     ],
     ids=str,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import inspect
 import re
 import runpy
 import shlex
@@ -18,7 +20,7 @@ import pytest
 from fgcam_onnx import Explainer, cli, imaging, models, registry
 from fgcam_onnx.backends import BACKENDS
 from fgcam_onnx.composite import CHOICES
-from fgcam_onnx.explainer import DENOISE_OPTIONS
+from fgcam_onnx.families.base import COMPOSITE_OPTIONS, DENOISE_OPTIONS
 from fgcam_onnx.methods import METHODS
 from fgcam_onnx.preprocessing import choose
 
@@ -167,12 +169,32 @@ def names(cell: str) -> list[str]:
 
 
 def test_methods_table() -> None:
-    assert {names(row[0])[0] for row in rows("Methods")} == set(METHODS)
+    listed = [name for row in rows("Methods") for name in names(row[1])]
+    assert sorted(listed) == sorted(METHODS)
+
+
+def test_the_method_reference_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("write_methods", ROOT / ".ci" / "write_methods.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "method_reference.md").read_text(encoding="utf-8")
+    assert written == module.page(), "docs/method_reference.md is out of date: run python .ci/write_methods.py"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_documented(name: str) -> None:
+    text = inspect.cleandoc(METHODS[name].module.__doc__ or "")
+    assert re.match(r"[^\n:]+: .+", text)
+    assert re.search(r"^    \S", text, re.MULTILINE), "no formula"
+    for part in ("Conserves: ", "Differs: ", "Source: "):
+        assert f"\n{part}" in text, part
 
 
 def test_options_table() -> None:
     table = {names(row[0])[0]: row for row in rows("Options")}
-    assert set(table) == {*CHOICES, *DENOISE_OPTIONS, "zb_bounds"}
+    assert set(table) == {*COMPOSITE_OPTIONS, *DENOISE_OPTIONS}
     for option, (default, *others) in CHOICES.items():
         assert names(table[option][1]) == [default]
         assert names(table[option][2]) == others

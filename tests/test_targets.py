@@ -576,7 +576,7 @@ def test_score_cam_needs_a_class(method: str) -> None:
     with pytest.raises(MethodError) as caught:
         explained((3, 10, 5), method=method)
     assert str(caught.value) == (
-        f"{method} weighs channels by the probability of a class, and this target is none\n"
+        f"{method} weighs channels by scores of one class, and this target is none\n"
         "  known   the output 'grow.y' has the shape [2, 5, 16, 12]\n"
         "  next    take fg-grad-cam or fg-layer-cam, which explain any weighted sum of logits"
     )

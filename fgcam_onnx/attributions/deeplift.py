@@ -8,7 +8,10 @@ the winner on the reference. Products share symmetrically: m_a = m (b + b0) / 2.
 
 Conserves: the sum over E is y(x) - y(x0).
 
-Differs: nothing known, from captum's DeepLift where that runs; captum has no rule for products.
+Normalisations that take their statistics from the activation, and products, have multipliers with which the sum closes.
+
+Differs: captum's DeepLift skips its max-pooling rule behind an activation, and differentiates ReLU6, products and
+normalisations: there its sum does not close, here it does.
 
 Source: methods 6; Shrikumar, Greenside, Kundaje 2017, section 3.5.2 (Rescale).
 """
@@ -34,4 +37,5 @@ def attribute(
     walked: np.ndarray, activation: np.ndarray, reference: np.ndarray | None, options: Mapping[str, Any]
 ) -> np.ndarray:
     """[rows, c, ...]."""
-    return walked * (activation - (0 if reference is None else reference))
+    parts: np.ndarray = walked * (activation - (0 if reference is None else reference))
+    return parts

@@ -28,4 +28,5 @@ def attribute(
     walked: np.ndarray, activation: np.ndarray, reference: np.ndarray | None, options: Mapping[str, Any]
 ) -> np.ndarray:
     """[rows, c, ...]."""
-    return walked * activation
+    product: np.ndarray = walked * activation
+    return product

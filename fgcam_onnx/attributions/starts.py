@@ -31,25 +31,29 @@ def one(z: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def contrast(z: np.ndarray, target: np.ndarray, against: np.ndarray) -> np.ndarray:
     """R_A = 1, R_B = -1: why A and not B. It sums to 0, its halves to 1 and -1."""
-    return one(z, target) - one(z, against)
+    start: np.ndarray = one(z, target) - one(z, against)
+    return start
 
 
 def uniform_dual(z: np.ndarray, target: np.ndarray) -> np.ndarray:
     """R_n = z_t / (N - 1) for n != t, R_t = 0: the dual of CLRP1 (Gu, Yang, Tresp 2018)."""
     rest = 1 - one(z, target)
     own: np.ndarray = np.take_along_axis(z, target[:, None], 1).astype(np.float64)
-    return rest * np.abs(own) / max(1, z.shape[1] - 1)
+    start: np.ndarray = rest * np.abs(own) / max(1, z.shape[1] - 1)
+    return start
 
 
 def uniform_dual_absolute(z: np.ndarray, target: np.ndarray) -> np.ndarray:
     """R_n = |z_n| for n != t, R_t = 0: the dual of CLRP1 in its authors' code."""
-    return (1 - one(z, target)) * np.abs(z)
+    start: np.ndarray = (1 - one(z, target)) * np.abs(z)
+    return start
 
 
 def uniform_rest(z: np.ndarray, target: np.ndarray) -> np.ndarray:
     """R_t = 1, R_n = -1/N: the start of Relevance-CAM (Lee et al. 2021)."""
     single = one(z, target)
-    return single - (1 - single) / z.shape[1]
+    start: np.ndarray = single - (1 - single) / z.shape[1]
+    return start
 
 
 def softmax_gradient(z: np.ndarray, target: np.ndarray) -> np.ndarray:

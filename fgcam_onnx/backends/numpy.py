@@ -156,7 +156,7 @@ class NumpyVerbs(Verbs):
             better = value > best  # strictly: the first maximum stays
             best[better] = value[better]
             winner[better] = k
-        routed = np.zeros((r.shape[0], *padded.shape[1:]), self.dtype)
+        routed: Array = np.zeros((r.shape[0], *padded.shape[1:]), self.dtype)
         for k, (_, cells) in enumerate(_cells(window, out)):
             routed[(..., *cells)] += np.where(winner == k, r, 0)
         return _unpadded(routed, window, x.shape[2:])

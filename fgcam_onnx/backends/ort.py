@@ -252,7 +252,8 @@ class OrtVerbs(Verbs):
     def _elementwise(self, op: str, inputs: Sequence[Symbol], **attributes: Any) -> Symbol:
         """Cell by cell, so the layout does not matter: in blocks if one operand lies in blocks and the others can."""
         shape = np.broadcast_shapes(*(x.shape for x in inputs))
-        # A blocked operand that is broadcast over cells would meet other channels than its own; over images it does not.
+        # A blocked operand that is broadcast over cells would meet other channels than its own; over images it does
+        # not.
         whole = [_of_all_cells(x.shape, shape) for x in inputs]
         fits = all(w or (not x.blocked and x.shape in ((), (1,))) for x, w in zip(inputs, whole, strict=True))
         if fits and any(x.blocked for x in inputs):

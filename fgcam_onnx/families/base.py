@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from fgcam_onnx.methods import Method
 
 __all__ = ["COMPOSITE_OPTIONS", "DENOISE_OPTIONS", "Ask", "Batch", "Found", "Job"]
-__all__ += ["check_bounds", "composite_of", "ledger_of", "need_classes", "own_options", "shapes_of_rows", "without_rows"]
+__all__ += [
+    "check_bounds",
+    "composite_of",
+    "ledger_of",
+    "need_classes",
+    "own_options",
+    "shapes_of_rows",
+    "without_rows",
+]
 
 DENOISE_OPTIONS = ("ratio", "add_mean_back", "support_mask")
 COMPOSITE_OPTIONS = tuple(f.name for f in fields(RelevanceComposite) if f.init)
@@ -129,7 +137,6 @@ class Batch:
             first=self.first + image,
         )
 
-
     def cut(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of the call for these images: of an array with a row for each image of the call, theirs."""
         n = len(self.x)
@@ -213,7 +220,9 @@ def own_options(ask: Ask, *others: str) -> dict[str, Any]:
                 raise OptionError(f"option {name} cannot be {value!r}", known="true or false")
         elif isinstance(default, int) and (isinstance(value, bool) or not isinstance(value, (int, np.integer))):
             raise OptionError(f"option {name} cannot be {value!r}", known="a whole number")
-        elif isinstance(default, float) and (isinstance(value, (str, bool)) or np.asarray(value).dtype.kind not in "fiu"):
+        elif isinstance(default, float) and (
+            isinstance(value, (str, bool)) or np.asarray(value).dtype.kind not in "fiu"
+        ):
             raise OptionError(f"option {name} cannot be {value!r}", known="a number")
     return found
 
@@ -233,7 +242,7 @@ def need_classes(job: Job, batch: Batch, what: str) -> np.ndarray:
     target = "a target held against another class is none" if batch.against is not None else "this target is none"
     raise MethodError(
         f"{job.method.name} {what}, and {target}",
-        known=f"the output {job.graph.logits!r} has the shape {list(batch.seed.shape)}",
+        known=f"the output {job.graph.logits!r} has the shape {list(batch.logits.shape)}",
         next="take fg-grad-cam or fg-layer-cam, which explain any weighted sum of logits",
     )
 

@@ -1,6 +1,7 @@
 """CAMs and FG-CAMs: a base puts components on L, and a fine-grained method walks them down.
 
-    logits --gradient--> L: components = base(A, gradient, scores of other inputs ...) [--denoise-->] --relevance--> target
+    logits --gradient--> L: components = base(A, gradient, scores of other inputs ...) [--denoise-->] --relevance-->
+    target
 
 Source: methods 2.1 and 5.
 """
@@ -127,7 +128,8 @@ def _step_by_step(engine: Engine, job: Job, batch: Batch) -> dict[str, np.ndarra
             found = [zero.array(name) for zero in at_zero] if name in behind else []
             given[REFERENCE + name] = np.concatenate(found) if found else batch.tape.values[name]
         walked = engine.run(plan, Tape(given, batch.tape.shapes), batch.seed, keep_books=False)[RESULT]
-        return walked.transpose(first) * activations
+        parts: np.ndarray = walked.transpose(first) * activations
+        return parts
 
     def behind(a: np.ndarray, image: int) -> np.ndarray:
         feeds = batch.feeds.part(image, image + 1)
@@ -164,7 +166,9 @@ def _in_one_program(engine: Engine, job: Job, batch: Batch) -> dict[str, np.ndar
 
     parts = (descent.program(head, shapes, keep_books=False), descent.program(body, shapes))
     rows = f"{batch.rows} rows of {len(batch.x)}"
-    program = Program("|".join([job.method.name, repr(sorted(job.options.items())), rows, *(p.key for p in parts)]), run)
+    program = Program(
+        "|".join([job.method.name, repr(sorted(job.options.items())), rows, *(p.key for p in parts)]), run
+    )
     names = dict.fromkeys((job.source, *head.reads, *body.reads))
     return engine.backend.execute(program, {**{name: batch.tape.values[name] for name in names}, SEED: batch.seed})
 
@@ -186,4 +190,3 @@ def _context(
         logits=batch.logits.reshape(len(batch.x), -1),
         options=job.options,
     )
-

@@ -1,4 +1,4 @@
-"""Methods that are one walk by derivatives or multipliers: gradient, gradient x input, guided backpropagation, DeepLIFT.
+"""Methods that are one walk by derivatives or multipliers: gradient, gradient x input, guided backprop, DeepLIFT.
 
 Each lives in ``fgcam_onnx.attributions``: ``composite(options)`` says how it walks from the score to ``layer``,
 ``attribute(walked, activation, reference, options)`` what the map is made of.

@@ -69,7 +69,7 @@ def _broadcasts_beside_batch(layer: Layer, graph: LayerGraph) -> bool:
 
 def _keeps_first_axis(layer: Layer, graph: LayerGraph) -> bool:
     perm = layer.attributes.get("perm")
-    return bool(perm) and perm[0] == 0
+    return perm is not None and len(perm) > 0 and perm[0] == 0
 
 
 def _adds_no_axes(layer: Layer, graph: LayerGraph) -> bool:
@@ -107,7 +107,7 @@ def _resizes_axis_by_axis(layer: Layer, graph: LayerGraph) -> bool:
     """With one ratio for several axes, the batch among them, its size would count."""
     axes = layer.attributes.get("axes")
     stretched = layer.attributes.get("keep_aspect_ratio_policy", "stretch") == "stretch"
-    return stretched or (bool(axes) and min(axes) > 0)
+    return stretched or (axes is not None and len(axes) > 0 and min(axes) > 0)
 
 
 def _pads_other_axes(layer: Layer, graph: LayerGraph) -> bool:

@@ -4,8 +4,8 @@
     R_i = sum_j (alpha P_ij / P_j - beta N_ij / N_j) R_j
 
 Where P_j or N_j is 0 that half is dropped: alpha R_j or -beta R_j leaks, and what goes on is no longer R_j in all. With
-``bias`` b_j^+ joins P_j and b_j^- joins N_j, and both absorb their shares. alpha = 1, beta = 0 is z+. Source: methods 4.1;
-Bach et al. 2015.
+``bias`` b_j^+ joins P_j and b_j^- joins N_j, and both absorb their shares. alpha = 1, beta = 0 is z+. Source: methods
+4.1; Bach et al. 2015.
 
 One output, x = (2, -1, 3), w = (1, -2, -1), R = 8, alpha = 2, beta = 1: P 2, 2, 0, N 0, 0, -3, so R = 8, 8, -8.
 """

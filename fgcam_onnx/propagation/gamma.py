@@ -6,11 +6,11 @@ With P and N as in alpha_beta, P_ij + N_ij = x_i w_ij, and z_j = P_j + N_j:
                    z_j < 0:  R_i = sum_j (P_ij + (1 + gamma) N_ij) / (P_j + (1 + gamma) N_j) R_j
     nonnegative    R_i = sum_j x_i (w_ij + gamma w_ij^+) / (sum_i of these) R_j          meant for x >= 0
 
-The general form's larger half decides, so its denominator is no cancellation: |it| >= gamma max(P_j, -N_j). Outputs with
-z_j = 0 are dropped. With ``bias`` b_j is a term of its own, as of an input 1: it joins z_j, whose sign then decides, and
-the denominators by b_j + gamma b_j^+ (or ^-), and absorbs its share; without it z_j is the sum alone. gamma = 0 is LRP-0,
-and gamma -> infinity tends to z+ where z_j > 0. Source: methods 4.1; Montavon et al. 2019, the general form after
-Andeol et al. 2021.
+The general form's larger half decides, so its denominator is no cancellation: |it| >= gamma max(P_j, -N_j). Outputs
+with z_j = 0 are dropped. With ``bias`` b_j is a term of its own, as of an input 1: it joins z_j, whose sign then
+decides, and the denominators by b_j + gamma b_j^+ (or ^-), and absorbs its share; without it z_j is the sum alone.
+gamma = 0 is LRP-0, and gamma -> infinity tends to z+ where z_j > 0. Source: methods 4.1; Montavon et al. 2019, the
+general form after Andeol et al. 2021.
 
 One output, x = (2, -1, 3), w = (1, -2, -1), R = 8, gamma = 1: 4, 4, -3 of 5, so R = 6.4, 6.4, -4.8.
 """
@@ -38,14 +38,14 @@ def gamma(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
         return Flow({0: returned(node, op, [(s, terms)], xp)}, leaks)
 
     above, below = _terms(node, op, g, xp)
-    less = None if b is None else b + g * np.minimum(b, 0)
+    less = None if more is None or b is None else b + g * np.minimum(b, 0)
     z_above, z_below = applied(node, op, above, xp, more), applied(node, op, below, xp, less)
     sign = xp.add(z_above, z_below)  # (2 + gamma) z_j
     rises, falls = xp.greater(sign, xp.constant(0.0)), xp.greater(xp.constant(0.0), sign)
     s, leak = xp.share(r, xp.add(xp.mul(rises, z_above), xp.mul(falls, z_below)))
     up, down = xp.mul(s, rises), xp.mul(s, falls)
     result = returned(node, op, [(up, above), (down, below)], xp)
-    if more is None:
+    if more is None or less is None:
         return Flow({0: result}, (leak,))
     amount = xp.add(xp.mul(rises, xp.constant(more)), xp.mul(falls, xp.constant(less)))
     return Flow({0: result}, (leak, absorbed(s, amount, xp)))

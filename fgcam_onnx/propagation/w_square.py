@@ -2,8 +2,8 @@
 
     R_i = sum_j w_ij^2 / (sum_i w_ij^2) R_j
 
-The sum goes over the inputs of the window, cells on the padding are none. The coefficients of a pool's window are equal,
-so there it is the rule flat. Source: methods 4.1; Montavon et al. 2017.
+The sum goes over the inputs of the window, cells on the padding are none. The coefficients of a pool's window are
+equal, so there it is the rule flat. Source: methods 4.1; Montavon et al. 2017.
 
 One output, w = (1, -2, -1), R = 8: 1, 4, 1 of 6, so R = 4/3, 16/3, 4/3.
 """

@@ -243,13 +243,11 @@ def check_batch(case: Case, rule: str | Rule) -> Row:
     return tried("batch", case, chosen, ask, 1e-12)
 
 
-def check_rows(
-    case: Case, rule: str | Rule, backends: Sequence[Backend] = (), *, kinks: Collection[float] = ()
-) -> Row:
+def check_rows(case: Case, rule: str | Rule, backends: Sequence[Backend] = (), *, kinks: Collection[float] = ()) -> Row:
     """Several relevances of one image over its activations, which have a batch of 1, are each of them by itself.
 
-    ``backends``: each gives for them what NumPy gives in float32, a gradient for x of mixed sign alone. Values of x near
-    ``kinks`` are moved off them.
+    ``backends``: each gives for them what NumPy gives in float32, a gradient for x of mixed sign alone. Values of x
+    near ``kinks`` are moved off them.
     """
     chosen = rule if isinstance(rule, Rule) else rule_of(case, rule)
     if not shares_batch(case.layer, case.graph):

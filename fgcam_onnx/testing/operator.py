@@ -112,7 +112,7 @@ def check_case(
 
 
 def check_invariants(case: Case, rule: str, *, unbounded: Collection[str] = UNBOUNDED) -> Report:
-    """What holds for every relevance rule: conservation, linearity, sign, contraction, dead inputs, batch, rows, zeros."""
+    """What holds for every relevance rule: conservation, linearity, sign, contraction, dead inputs, batch, rows, 0s."""
     return _made(_subject(case), _invariants(case, rule, unbounded), [])
 
 

@@ -58,9 +58,9 @@ def integrated_gradients(
 
 
 def smooth_grad(model: nn.Module, x: Tensor, target: Tensor, noise: Tensor) -> NDArray[np.float64]:
-    """The average gradient at x + noise, noise [n, samples, c, h, w]: NoiseTunnel, which draws what it is given here."""
+    """The average gradient at x + noise, noise [n, samples, c, h, w]: NoiseTunnel, drawing what it is given."""
     drawn = noise.flatten(0, 1)
-    with _quiet(), mock.patch.object(noise_tunnel.torch, "normal", lambda mean, deviation: drawn):
+    with _quiet(), mock.patch.object(noise_tunnel.torch, "normal", return_value=drawn):
         tunnel = attr.NoiseTunnel(attr.Saliency(plain(model)))
         found = tunnel.attribute(
             x, target=target, abs=False, nt_type="smoothgrad", nt_samples=noise.shape[1], stdevs=1.0

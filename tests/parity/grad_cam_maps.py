@@ -47,8 +47,8 @@ def _quiet() -> Iterator[None]:
 def coarse(method: str, model: nn.Module, layer: str, x: Tensor, target: Tensor) -> NDArray[np.float64]:
     """The signed map [n, h, w] at the output of the submodule ``layer``.
 
-    Score-CAM here has the softmax over channels of the logits of the masked pictures for weights, and no baseline, which
-    such a softmax does not see.
+    Score-CAM here has the softmax over channels of the logits of the masked pictures for weights, and no baseline,
+    which such a softmax does not see.
     """
     model = plain(model)
     targets = [ClassifierOutputTarget(int(t)) for t in target]

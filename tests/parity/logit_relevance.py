@@ -1,7 +1,7 @@
 """LRP from the logits, in plain torch over the model's own graph: composites rule by rule, and the contrastive starts.
 
-Built on ``torch_reference.GraphRelevance``, which walks down from L with the rules of FG-CAM. A second opinion on zennit,
-and the only one on CLRP, SGLRP and Relevance-CAM, which no library has.
+Built on ``torch_reference.GraphRelevance``, which walks down from L with the rules of FG-CAM. A second opinion on
+zennit, and the only one on CLRP, SGLRP and Relevance-CAM, which no library has.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class LogitRelevance(GraphRelevance):
         return array(self.walk(here.to(z) - others, until))
 
     def clrp(self, x: Tensor, target: Tensor, variant: Variant = "1") -> NDArray[np.float64]:
-        """E = R / sum R - R_dual / sum R_dual at the input, channels summed, [n, h, w]; one pass for "relevance-cam"."""
+        """E = R / sum R - R_dual / sum R_dual at the input, channels summed, [n, h, w]; one for "relevance-cam"."""
         z, here = self.forward(x), _one_hot(target, self._classes)
         classes = self._classes
         score = z.gather(1, target[:, None])
@@ -161,9 +161,10 @@ def divide_signed(r: Tensor, z: Tensor) -> Tensor:
 
 
 def share(rule: Rule, carry: Callable[[Tensor], Any], x: Tensor, w: Tensor, b: Tensor, r: Tensor, bias: bool) -> Tensor:
-    """Relevance r of z = w x + b back to x, by one rule of methods 4.1. ``carry(w)``: the layer with weights w, no bias.
+    """Relevance r of z = w x + b back to x, by one rule of methods 4.1. ``carry(w)``: the layer with weights w alone.
 
-    ``bias``: is b in the denominators of z+, alpha-beta and gamma? In epsilon's, and in gamma's sign of z, it always is.
+    ``bias``: is b in the denominators of z+, alpha-beta and gamma? In epsilon's, and in gamma's sign of z, it always
+    is.
     """
     xp, xn, wp, wn = x.clamp(min=0), x.clamp(max=0), w.clamp(min=0), w.clamp(max=0)
     offset = b if bias else torch.zeros_like(b)

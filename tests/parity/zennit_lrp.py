@@ -1,7 +1,7 @@
 """LRP by zennit: its composites, its canonizers, relevance 1 at the class.
 
-zennit keeps the bias in the denominators of z+, alpha-beta and gamma; ``bias=False`` takes it out of these, and leaves it
-to epsilon, which has it in either case.
+zennit keeps the bias in the denominators of z+, alpha-beta and gamma; ``bias=False`` takes it out of these, and leaves
+it to epsilon, which has it in either case.
 """
 
 from __future__ import annotations

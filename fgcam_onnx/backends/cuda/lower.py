@@ -285,8 +285,9 @@ class Lowering:
     ) -> Pointer:
         w, three = operation.window, contraction.three
         return self._struct(
-            WINDOWS, cells=cells, winners=winners, out=three(out, 1), kernel=three(w.kernel, 1), stride=three(w.strides, 1),
-            begin=three(w.begins, 0), dilation=three(w.dilations, 1), **{"in": three(spatial, 1)},
+            WINDOWS, cells=cells, winners=winners, out=three(out, 1), kernel=three(w.kernel, 1),
+            stride=three(w.strides, 1), begin=three(w.begins, 0), dilation=three(w.dilations, 1),
+            **{"in": three(spatial, 1)},
         )  # fmt: skip
 
     def _window(self, group: Group, operation: WindowSum, cell: Cell) -> None:
