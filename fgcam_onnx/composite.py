@@ -265,18 +265,23 @@ class RelevanceComposite(Composite):
     def rule_for(self, layer: Layer, graph: LayerGraph) -> Rule | Gap:
         for selector, rule in self.rules:
             if matches(selector, layer, graph):
-                return self._by_name(layer, graph, rule)
+                return self.named(layer, graph, rule)
         if self.first_layer != "same" and matches("first", layer, graph):
-            return self._by_name(layer, graph, FIRST_LAYER[str(self.first_layer)])
+            return self.named(layer, graph, FIRST_LAYER[str(self.first_layer)])
         for selector, rule in NAMED[self.composite].rules.items():
             if matches(selector, layer, graph):
-                return self._by_name(layer, graph, rule)
+                return self.named(layer, graph, rule)
         if registry.find_linear(layer.op) is not None:
-            return self._by_name(layer, graph, "z_plus")
+            return self.named(layer, graph, "z_plus")
         option = CHOSEN_BY.get(layer.op)
         return _own_rule(layer, graph, "relevance", None if option is None else getattr(self, option))
 
-    def _by_name(self, layer: Layer, graph: LayerGraph, text: str) -> Rule | Gap:
+    def named(self, layer: Layer, graph: LayerGraph, text: str) -> Rule | Gap:
+        """The rule that a text names, for this layer.
+
+        Raises:
+            OptionError: the layer's operator has no such rule.
+        """
         name, given = split_rule(text)
         if registry.find_linear(layer.op) is not None:
             if name not in FORMULAS:

@@ -28,7 +28,7 @@ from fgcam_onnx.registry import LinearMap
 def gamma(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
     """r [n, co, ...] -> [n, ci, ...]. ``node.options``: "gamma", "form", "bias"."""
     g = float(node.options["gamma"])
-    w, b = op.weight(node.layer), bias_of(node, op, bool(node.options["bias"]))
+    w, b = _exact(op.weight(node.layer)), bias_of(node, op, bool(node.options["bias"]))
     more = None if b is None else b + g * np.maximum(b, 0)
     if node.options["form"] == "nonnegative" or (w is None and node.nonnegative()):
         # Coefficients that are all >= 0 are favoured all alike, which cancels.
@@ -51,9 +51,14 @@ def gamma(node: Node, op: type[LinearMap], r: Array, xp: Verbs) -> Flow:
     return Flow({0: result}, (leak, absorbed(s, amount, xp)))
 
 
+def _exact(w: np.ndarray | None) -> np.ndarray | None:
+    """W + gamma W^+ is rounded once, by the backend."""
+    return None if w is None else w.astype(np.float64)
+
+
 def _terms(node: Node, op: type[LinearMap], g: float, xp: Verbs) -> tuple[list[Term], list[Term]]:
     """The terms of (1 + gamma) P + N, and those of P + (1 + gamma) N."""
-    w = op.weight(node.layer)
+    w = _exact(op.weight(node.layer))
     up, down = parts(node, xp)
     if w is None:
         x, size = node.x(), xp.constant(g)

@@ -12,17 +12,16 @@ import numpy as np
 from fgcam_onnx import registry
 from fgcam_onnx.backends.base import Array, Backend, Program, Verbs
 from fgcam_onnx.backends.numpy import NumpyBackend
-from fgcam_onnx.composite import Composite, Gap, GradientComposite, RelevanceComposite
+from fgcam_onnx.composite import Gap, GradientComposite, RelevanceComposite, split_rule
 from fgcam_onnx.errors import UnsupportedOpError, nearest
 from fgcam_onnx.node import Node
+from fgcam_onnx.propagation import FORMULAS
 from fgcam_onnx.registry import Rule
 from fgcam_onnx.testing.case import Case
 from fgcam_onnx.testing.compare import Floats, flatten
 
 __all__ = ["Result", "rule", "rules", "run"]
 
-# What the option first_layer calls the formulas.
-FORMULAS = {"z_plus": "z+", "z_box": "zB", "flat": "flat"}
 _KEYS = itertools.count()
 
 
@@ -61,23 +60,23 @@ def rules(op: str) -> list[str]:
             next=nearest(op, ops) or "import the module that registers it first",
         )
     if registry.find_linear(op) is not None:
-        return ["z_plus", *(["z_box"] if "first layer" in row.rules else []), "flat", "gradient"]
+        without = () if "first layer" in row.rules else ("z_box",)
+        return [*(name for name in FORMULAS if name not in (*without, "gradient")), "gradient"]
     own = row.rules["relevance"].split(" | ") if "relevance" in row.rules else []
     return [*own, *(["gradient"] if "gradient" in row.rules else [])]
 
 
 def rule(case: Case, name: str, bounds: Any = "per_image") -> Rule:
-    """The rule of that name for the case's layer, as the composites choose it.
+    """The rule of that name for the case's layer, as the composites choose it; a formula may have its parameters.
 
     Raises:
         UnsupportedOpError: the rule does not serve this layer, and why.
     """
     found: Rule | Gap
-    if name == "gradient" or name in FORMULAS:
-        composite: Composite = GradientComposite()
-        if name in FORMULAS:
-            composite = RelevanceComposite(first_layer=FORMULAS[name], zb_bounds=bounds)
-        found = composite.rule_for(case.layer, case.graph)
+    if name == "gradient":
+        found = GradientComposite().rule_for(case.layer, case.graph)
+    elif registry.find_linear(case.op) is not None and split_rule(name)[0] in FORMULAS:
+        found = RelevanceComposite(zb_bounds=bounds).named(case.layer, case.graph, name)
     else:
         found = _own(case, name)
     if isinstance(found, Gap):

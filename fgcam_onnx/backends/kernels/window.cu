@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) max_route(
     real sum = 0;
 #if KERNEL == MAX_ROUTE
     const index_t shared = (index_t)w.winners;
-    const index_t behind = base < shared ? 0 : base - base % shared;
+    const index_t behind = base < shared || !shared ? 0 : base - base % shared;
 #endif
     for (int i = tz.low; i < tz.high; ++i) {
         const int wz = window_of(w, 0, tz, i);
