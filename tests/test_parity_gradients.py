@@ -2,13 +2,15 @@
 
 Differences that are meant: captum guides and rescales ``nn.ReLU`` and not ``nn.ReLU6``, and its DeepLIFT is wrong at
 max-pools behind an activation or with overlapping windows (parity/captum_methods.py). The engine's maps are sums over
-colour channels. Pictures are chosen such that no ReLU is in doubt: at a kink two correct programs differ by 1e-3.
+colour channels. Pictures are chosen such that no ReLU is in doubt: at a kink two correct programs differ by 1e-3. They
+are chosen by the reference alone, of which float32 and float64 must agree.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -60,7 +62,15 @@ CASES: dict[str, tuple[str, dict[str, Any], Reference]] = {
     "smooth-grad": ("smooth-grad", {"samples": SAMPLES, "noise": NOISE}, smooth_grad),
     "rise": ("rise", {"masks": MASKS}, rise),
 }  # fmt: skip
-OF_VGG = {"gradient", "guided-backprop", "deeplift"}  # in CI
+# Methods that look at several pictures need others than the one in which a single forward pass has no kink.
+SEEDS = {
+    ("mobilenet_v2", "integrated-gradients, Gauss-Legendre"): 184,
+    ("mobilenet_v2", "integrated-gradients, right Riemann"): 188,
+    ("mobilenet_v2", "smooth-grad"): 168,
+    ("vgg11_bn", "integrated-gradients, Gauss-Legendre"): 13,
+    ("vgg11_bn", "integrated-gradients, right Riemann"): 16,
+    ("vgg11_bn", "smooth-grad"): 12,
+}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,19 +87,18 @@ def explainer(name: str, backend: str) -> Explainer:
     return Explainer(onnx_file(name), backend=backend, precision=precision, threads=1)
 
 
-def cases() -> Iterator[Any]:
-    for name in NAMES:
-        for case in CASES:
-            slow = name == "vgg11_bn" and case not in OF_VGG
-            yield pytest.param(name, case, id=f"{name}-{case}", marks=[pytest.mark.slow] if slow else [])
-
-
-@pytest.mark.parametrize(("name", "case"), list(cases()))
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", NAMES)
 def test_captum(name: str, case: str) -> None:
     net, (method, options, reference) = network(name), CASES[case]
+    net = replace(net, seed=SEEDS.get((name, case), net.seed))
     x, target = net.pictures(), net.targets()
     expected = reference(net.exact(), x.double(), target).sum(1)
-    for backend, bound in (("ort", FLOAT32), ("numpy", FLOAT64)):
+    # DeepLIFT divides by differences of activations, which are onnxruntime's, in float32, whatever computes the rest.
+    # What that costs is seen of the reference: 1e-5 after the 52 layers of a MobileNet.
+    rounding = relative_error(reference(net.exact().float(), x, target).sum(1), expected) if case == "deeplift" else 0
+    assert rounding <= FLOAT32 / 2
+    for backend, bound in (("ort", FLOAT32), ("numpy", max(FLOAT64, 2 * rounding))):
         e = explainer(name, backend).explain(x.numpy(), method=method, target=target.tolist(), **options)
         assert relative_error(e.relevance, expected) <= bound, backend
 

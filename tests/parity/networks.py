@@ -75,9 +75,14 @@ def unrolled(model: nn.Module) -> nn.Module:
 
 
 def _vgg11_bn(size: tuple[int, int], hidden: int) -> nn.Module:
-    """torchvision's network with narrower layers in its classifier: at full width they are nine tenths of the file."""
+    """torchvision's network for smaller pictures, and with narrower layers in its classifier.
+
+    At full width these are nine tenths of the file. ``avgpool`` gives what the last max-pool gave, as at 224 x 224.
+    """
     model = import_torchvision().models.vgg11_bn(weights=None, num_classes=CLASSES)
-    first, last = nn.Linear(512 * 7 * 7, hidden), nn.Linear(hidden, CLASSES)
+    pooled = (size[0] // 32, size[1] // 32)
+    model.avgpool = nn.AdaptiveAvgPool2d(pooled)
+    first, last = nn.Linear(512 * pooled[0] * pooled[1], hidden), nn.Linear(hidden, CLASSES)
     model.classifier = nn.Sequential(
         first, nn.ReLU(True), nn.Dropout(), nn.Linear(hidden, hidden), nn.ReLU(True), nn.Dropout(), last
     )
@@ -99,7 +104,7 @@ RESNET_LAYERS = ("layer4", "layer3", "layer2")
 MOBILENET_LAYERS = ("features.18", "features.14.conv.0", "features.7.conv.0")
 
 NETWORKS: dict[str, Callable[[], Network]] = {
-    "vgg11_bn": lambda: Network("vgg11_bn", _vgg11_bn((224, 224), 64), (224, 224), VGG_LAYERS, (5, 4, 3), 11),
+    "vgg11_bn": lambda: Network("vgg11_bn", _vgg11_bn((64, 96), 64), (64, 96), VGG_LAYERS, (5, 4, 3), 11),
     "resnet18": lambda: Network("resnet18", _resnet18((96, 128)), (96, 128), RESNET_LAYERS, (5, 4, 3), 108),
     "mobilenet_v2": lambda: Network(
         "mobilenet_v2", _mobilenet_v2((96, 128)), (96, 128), MOBILENET_LAYERS, (5, 4, 3), 165
