@@ -157,4 +157,4 @@ def test_the_corollary_needs_the_head() -> None:
     """A check of the check: behind VGG's three linear layers the two maps are not proportional."""
     lrp, fine = found("vgg11_bn", "lrp").astype(np.float64), found("vgg11_bn", "fg-layer-cam").astype(np.float64)
     factor = (lrp * fine).sum() / (fine * fine).sum()
-    assert relative_error(lrp, factor * fine) > 0.01
+    assert relative_error(lrp, factor * fine) > 10 * FLOAT32

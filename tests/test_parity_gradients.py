@@ -3,7 +3,7 @@
 Differences that are meant: captum guides and rescales ``nn.ReLU`` and not ``nn.ReLU6``, and its DeepLIFT is wrong at
 max-pools behind an activation or with overlapping windows (parity/captum_methods.py). The engine's maps are sums over
 colour channels. Pictures are chosen such that no ReLU is in doubt: at a kink two correct programs differ by 1e-3. They
-are chosen by the reference alone, of which float32 and float64 must agree.
+are chosen by torch alone: every unit is 3 times float32's noise away from another decision (torch_reference.margin).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fgcam_onnx.attributions.smooth_grad import standard_noise  # noqa: E402
 
 FLOAT32, FLOAT64 = 1e-4, 1e-5
 NAMES = ("resnet18", "mobilenet_v2", "vgg11_bn")
-STEPS, SAMPLES, NOISE, MASKS = 4, 4, 0.1, 24
+STEPS, SAMPLES, NOISE, MASKS = 2, 2, 0.1, 24
 
 
 def smooth_grad(model: Any, x: Any, target: Any) -> Any:
@@ -64,12 +64,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Reference]] = {
 }  # fmt: skip
 # Methods that look at several pictures need others than the one in which a single forward pass has no kink.
 SEEDS = {
-    ("mobilenet_v2", "integrated-gradients, Gauss-Legendre"): 184,
-    ("mobilenet_v2", "integrated-gradients, right Riemann"): 188,
-    ("mobilenet_v2", "smooth-grad"): 168,
-    ("vgg11_bn", "integrated-gradients, Gauss-Legendre"): 13,
-    ("vgg11_bn", "integrated-gradients, right Riemann"): 16,
-    ("vgg11_bn", "smooth-grad"): 12,
+    ("mobilenet_v2", "integrated-gradients, Gauss-Legendre"): 26,
+    ("mobilenet_v2", "integrated-gradients, right Riemann"): 35,
+    ("mobilenet_v2", "smooth-grad"): 24,
+    ("resnet18", "smooth-grad"): 11,
+    ("vgg11_bn", "integrated-gradients, Gauss-Legendre"): 12,
+    ("vgg11_bn", "smooth-grad"): 15,
 }
 
 

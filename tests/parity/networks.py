@@ -104,11 +104,9 @@ RESNET_LAYERS = ("layer4", "layer3", "layer2")
 MOBILENET_LAYERS = ("features.18", "features.14.conv.0", "features.7.conv.0")
 
 NETWORKS: dict[str, Callable[[], Network]] = {
-    "vgg11_bn": lambda: Network("vgg11_bn", _vgg11_bn((64, 96), 64), (64, 96), VGG_LAYERS, (5, 4, 3), 11),
-    "resnet18": lambda: Network("resnet18", _resnet18((96, 128)), (96, 128), RESNET_LAYERS, (5, 4, 3), 108),
-    "mobilenet_v2": lambda: Network(
-        "mobilenet_v2", _mobilenet_v2((96, 128)), (96, 128), MOBILENET_LAYERS, (5, 4, 3), 165
-    ),
+    "vgg11_bn": lambda: Network("vgg11_bn", _vgg11_bn((32, 64), 64), (32, 64), VGG_LAYERS, (5, 4, 3), 11),
+    "resnet18": lambda: Network("resnet18", _resnet18((64, 96)), (64, 96), RESNET_LAYERS, (5, 4, 3), 12),
+    "mobilenet_v2": lambda: Network("mobilenet_v2", _mobilenet_v2((64, 96)), (64, 96), MOBILENET_LAYERS, (5, 4, 3), 16),
 }
 
 
