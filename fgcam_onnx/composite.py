@@ -184,7 +184,7 @@ NAMED: dict[str, Named] = {
     ),
     "epsilon_gamma_box": Named({"conv": "gamma(gamma=0.25)", **_DENSE}, _USUAL | {"first_layer": "zB"}),
     "excitation": Named(
-        {"Relu": "gradient", "Clip": "gradient", "pool": "epsilon"},
+        {"pool": "epsilon"},
         {"first_layer": "same", "add": "norm", "batchnorm": "identity"},
     ),
 }

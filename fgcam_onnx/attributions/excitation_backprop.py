@@ -2,13 +2,14 @@
 
     R_t = 1;  R_i = sum_j x_i w_ij^+ / (sum_i' x_i' w_i'j^+) R_j          [rows, c, ...]
 
-For x >= 0; negative inputs share by x^- w^-, as z+. Sums share by signed parts, ReLU and max-pooling by their
-derivative, BatchNormalization hands on (``batchnorm="fold"`` folds it). ``contrastive=True``: at ``contrast_layer`` (L
+For x >= 0; negative inputs share by x^- w^-, as z+. Sums share by signed parts, activations and BatchNormalization hand
+on all they got (``batchnorm="fold"`` folds the latter), a max-pool gives to its winners. ``contrastive=True``: at ``contrast_layer`` (L
 by default) the same with -W in the last learned layer is subtracted, and what is positive of the map is kept.
 
 Conserves: the start of 1, but for the leaks in the ledger and what sums hand to branches of opposite sign.
 
-Differs: zennit merges BatchNormalization first (``batchnorm="fold"``); the authors' networks have none.
+Differs: zennit merges BatchNormalization first (``batchnorm="fold"``); the authors' networks have none. zennit hands an
+activation's derivative on, so that a ReLU6 at its upper end loses what it got; nothing is lost here.
 
 Source: methods 6; Zhang et al. 2016, eq. 3 and section 3.3.
 """

@@ -102,13 +102,12 @@ def _one_hot(target: Tensor, classes: int) -> Tensor:
 class Composite:
     """Which rule serves the convolutions, the linear layers, and the layer that reads the picture.
 
-    ``gradient``: activations hand back their derivative and not all they got; ``bias``: b enters the denominators.
+    ``bias``: b enters the denominators.
     """
 
     conv: Rule
     dense: Rule
     first: Rule | None = None
-    gradient: bool = False
     bias: bool = False
 
 
@@ -122,8 +121,7 @@ class CompositeRelevance(LogitRelevance):
     def _parts(self, node: fx.Node, r: Tensor) -> dict[fx.Node, Tensor]:
         kind, (source, *others) = self._kind(node), self._sources(node)
         if kind in MASKED:
-            alive = self._function(node, source)
-            return {source: adjoint(alive, self.values[source], r) if self.composite.gradient else r}
+            return {source: r}
         if kind in POOL:
             f, x = self._function(node, source), self.values[source]
             return {source: x * adjoint(f, x, divide_signed(r, f(x)))}

@@ -26,9 +26,9 @@ from zennit.composites import (
 )
 from zennit.core import Composite
 from zennit.layer import Sum
-from zennit.rules import AlphaBeta, Gamma, ZPlus
+from zennit.rules import AlphaBeta, Gamma, Pass, ZPlus
 from zennit.torchvision import ResNetBasicBlockCanonizer, ResNetBottleneckCanonizer
-from zennit.types import Convolution, Linear
+from zennit.types import Activation, Convolution, Linear
 
 from parity.networks import array, plain
 
@@ -122,7 +122,9 @@ def _epsilon_gamma_box(x: Tensor, bias: bool, **common: Any) -> Composite:
 
 
 def _excitation(x: Tensor, bias: bool, **common: Any) -> Composite:
-    return ExcitationBackprop(layer_map=[] if bias else _unbiased(Linear, ZPlus), **common)
+    """Activations hand on all they got: zennit's composite has their derivative, which is 0 of a ReLU6 at its end."""
+    unbiased = [] if bias else _unbiased(Linear, ZPlus)
+    return ExcitationBackprop(layer_map=[(Activation, Pass()), *unbiased], **common)
 
 
 COMPOSITES: dict[str, Callable[..., Composite]] = {
