@@ -41,7 +41,7 @@ def _place() -> Iterator[None]:
         yield
     torch.set_num_threads(before[0])
     backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32 = before[1:]
-    for name in [name for name, module in sys.modules.items() if in_benchmarks(module)]:
+    for name in [name for name, module in list(sys.modules.items()) if in_benchmarks(module)]:
         del sys.modules[name]
 
 

@@ -3,8 +3,9 @@
     R_t = 1;  R_i = sum_j x_i w_ij^+ / (sum_i' x_i' w_i'j^+) R_j          [rows, c, ...]
 
 For x >= 0; negative inputs share by x^- w^-, as z+. Sums share by signed parts, activations and BatchNormalization hand
-on all they got (``batchnorm="fold"`` folds the latter), a max-pool gives to its winners. ``contrastive=True``: at ``contrast_layer`` (L
-by default) the same with -W in the last learned layer is subtracted, and what is positive of the map is kept.
+on all they got (``batchnorm="fold"`` folds the latter), a max-pool gives to its winners. ``contrastive=True``: at
+``contrast_layer`` (L by default) the same with -W in the last learned layer is subtracted, and what is positive of the
+map is kept.
 
 Conserves: the start of 1, but for the leaks in the ledger and what sums hand to branches of opposite sign.
 
