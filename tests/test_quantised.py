@@ -102,8 +102,28 @@ def convolved(
     return NumpyBackend(np.float64).execute(Program("z", run), tape)["z"]
 
 
+@cache
+def saturates() -> bool:
+    """Do onnxruntime's integer convolutions overflow 16 bits, as they do where the processor has no VNNI?"""
+    helper = onnx.helper
+    w = onnx.numpy_helper.from_array(np.full((8, 8, 1, 1), 127, np.int8), "w")
+    graph = helper.make_graph(
+        [helper.make_node("ConvInteger", ["x", "w"], ["y"])],
+        "probe",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 8, 4, 4])],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, 8, 4, 4])],
+        [w],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": np.full((1, 8, 4, 4), 255, np.uint8)})
+    return bool((y != 8 * 255 * 127).any())
+
+
 @pytest.mark.parametrize(("kind", "network"), CASES)
 def test_a_decoded_convolution_computes_what_the_integer_one_does(kind: str, network: str) -> None:
+    if saturates():
+        pytest.skip("onnxruntime's integer convolutions overflow on this processor: they are not what the file says")
     explainer = Explainer(quantised(kind, network)[1])
     x = pictures(2, 2)
     pairs = convolutions(explainer.graph)

@@ -318,7 +318,7 @@ def test_a_permille_is_noticed(case: Case, name: str) -> None:
         wrong = changed(right, change)
         with pytest.raises(AssertionError, match=f"replica of rule '{name}' on .* is off by"):
             testing.check_replica(case, wrong, other)
-    for column in ("part:", "in:"):
+    for column in ("part:", "in:") if name != "zero" else ():  # of LRP-0 backends are not compared
         with pytest.raises(AssertionError, match=f"backend numpy of rule '{name}' on "):
             testing.check_backends(case, name, [Off(column)])
 
