@@ -104,20 +104,28 @@ def convolved(
 
 @cache
 def saturates() -> bool:
-    """Do onnxruntime's integer convolutions overflow 16 bits, as they do where the processor has no VNNI?"""
-    helper = onnx.helper
-    w = onnx.numpy_helper.from_array(np.full((8, 8, 1, 1), 127, np.int8), "w")
+    """Do onnxruntime's integer convolutions overflow 16 bits, as they do where the processor has no VNNI?
+
+    Products of unsigned activations and signed weights are then added in pairs in 16 bits.
+    """
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    shape, largest = [1, 8, 4, 4], 8 * 255 * 127
+    constants: dict[str, Any] = {
+        "one": np.float32(1), "zero": np.uint8(0), "w": np.full((8, 8, 1, 1), 127, np.int8), "w_zero": np.int8(0),
+        "scale": np.float32(largest / 255),
+    }  # fmt: skip
+    inputs = ["x", "one", "zero", "w", "one", "w_zero", "scale", "zero"]
     graph = helper.make_graph(
-        [helper.make_node("ConvInteger", ["x", "w"], ["y"])],
+        [helper.make_node("QLinearConv", inputs, ["y"])],
         "probe",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, [1, 8, 4, 4])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [1, 8, 4, 4])],
-        [w],
+        [helper.make_tensor_value_info("x", onnx.TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, shape)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"x": np.full((1, 8, 4, 4), 255, np.uint8)})
-    return bool((y != 8 * 255 * 127).any())
+    (y,) = session.run(None, {"x": np.full(shape, 255, np.uint8)})
+    return bool((y != 255).any())
 
 
 @pytest.mark.parametrize(("kind", "network"), CASES)
