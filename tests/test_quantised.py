@@ -168,6 +168,8 @@ def test_the_int8_map_is_close_to_the_float_map_and_accounted_for(kind: str, net
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_forward_pass_is_the_quantised_one(kind: str) -> None:
+    if saturates():
+        pytest.skip("onnxruntime's integer convolutions overflow on this processor, and not the same in every fusion")
     content = quantised(kind, "vgg")[1]
     x = pictures(3, 4)
     options = onnxruntime.SessionOptions()
