@@ -195,9 +195,8 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, Maps]:
     model = live(import_torchvision().models.vgg16_bn(weights=None), seed=0, size=size, images=2)
     path = tmp_path_factory.mktemp("vgg16_bn") / "vgg16_bn.onnx"
     export(model, smooth_images(2, size, seed=0), path)
-    # float32's noise, and so whether a max-pool's winner is in doubt, depends on the processor
-    pictures = (smooth_images(1, size, seed=seed) for seed in (67, *range(100, 120)))
-    x = next(x for x in pictures if margin(model.get_submodule("features"), x, only=POOL) > 3)
+    x = smooth_images(1, size, seed=67)
+    assert margin(model.get_submodule("features"), x, only=POOL) > 3
     return path, x, maps_of(PublishedFGCAM.of(model.double()), x.double(), "grad-cam", False)
 
 
