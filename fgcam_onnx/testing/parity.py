@@ -75,7 +75,7 @@ CANCELS = "its denominators cancel, and rounding decides how far; epsilon is the
 def conditioned(rule: Rule) -> Rule | None:
     """The rule as float32 can be asked to agree on: LRP-epsilon with an epsilon that counts, and no LRP-0."""
     if rule.name == "epsilon":
-        return replace(rule, options={**rule.options, "epsilon": max(0.25, float(rule.options["epsilon"]))})
+        return replace(rule, options={**rule.options, "epsilon": max(1.0, float(rule.options["epsilon"]))})
     return None if rule.name == "zero" else rule
 
 
