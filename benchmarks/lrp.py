@@ -61,7 +61,9 @@ def main() -> None:
                 def theirs(x: Any = x, attributor: Any = attributor) -> Any:
                     return attributor(x, size_of_the_score)[1].sum(1).detach().numpy()
 
-                require_equal(*(np.concatenate([who(x) for x in pictures]) for who in (ours, theirs)), title)
+                # Epsilon's denominators cancel in the head: two float32 programs agree to fewer digits than of z+.
+                maps = (np.concatenate([who(x) for x in pictures]) for who in (ours, theirs))
+                require_equal(*maps, title, typical=1e-4)
                 contestants = {OURS: ours, BASELINE: theirs}
                 timings = alternate(contestants, options.rounds)
             timings += alternate({"torch, forward only": torch_forward}, options.rounds)
