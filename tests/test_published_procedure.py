@@ -190,12 +190,18 @@ def test_chosen_classes_one_per_image(backend: str) -> None:
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, Maps]:
-    """torchvision's vgg16_bn at full width: its ONNX file, a picture, and its published maps."""
-    size = (224, 224)
-    model = live(import_torchvision().models.vgg16_bn(weights=None), seed=0, size=size, images=2)
+    """torchvision's vgg16_bn at full width: its ONNX file, a picture, and its published maps.
+
+    Its 224 x 224 have a million and a half windows of max-pools, and hardly a picture of which none is in doubt. Seed 1
+    at this size is decided on every processor: float32's noise is twice as large where vectors are half as long.
+    """
+    size = (96, 128)
+    model = import_torchvision().models.vgg16_bn(weights=None)
+    model.avgpool, model.classifier[0] = nn.Identity(), nn.Linear(512 * 3 * 4, 4096)
+    live(model, seed=0, size=size, images=2)
     path = tmp_path_factory.mktemp("vgg16_bn") / "vgg16_bn.onnx"
     export(model, smooth_images(2, size, seed=0), path)
-    x = smooth_images(1, size, seed=67)
+    x = smooth_images(1, size, seed=1)
     assert margin(model.get_submodule("features"), x, only=POOL) > 3
     return path, x, maps_of(PublishedFGCAM.of(model.double()), x.double(), "grad-cam", False)
 
@@ -204,7 +210,7 @@ def test_full_width_vgg(full: tuple[Path, Tensor, Maps]) -> None:
     path, x, expected = full
     explainer = Explainer(path, backend="ort")
     stages = explainer.layers()
-    sizes = [(64, 112, 112), (128, 56, 56), (256, 28, 28), (512, 14, 14), (512, 7, 7)]
+    sizes = [(64, 48, 64), (128, 24, 32), (256, 12, 16), (512, 6, 8), (512, 3, 4)]
     assert [stage.shape[-3:] for stage in stages[1:]] == sizes
     assert [stage.default for stage in stages] == [False] * 5 + [True]
     errors = {m: relative_error(explain(explainer, x, "grad-cam", False, m), expected[m]) for m in expected}

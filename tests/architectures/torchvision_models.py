@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -23,14 +24,15 @@ class Family:
 
     ``layer``: the module whose output methods 2.2 calls L; DenseNet's last ReLU is a function, named by its graph node.
     ``quick``: the members that every run proves; the others have the same operators more often, and are proved by
-    ``pytest -m slow``. ``size``: as small as the family allows, and never square. ``dtype`` of the independent
-    implementation: float64 takes minutes for a VGG, whose float32 is nearer than 1e-5.
+    ``pytest -m slow``. ``size``: as small as the family allows, and never square. ``pool``: the size that the head
+    pools to, where it is not the library's. ``dtype`` of the independent implementation.
     """
 
     models: tuple[str, ...]
     layer: str
     quick: tuple[str, ...]
     size: tuple[int, int] = (64, 96)
+    pool: tuple[int, int] | None = None
     dtype: torch.dtype = torch.float64
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -39,17 +41,18 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# AlexNet and VGG pool to a fixed size, which torch's older exporter only writes where that size is the map's own: hence
-# their 224 x 240, a map of 6 x 6 and of 7 x 7. GoogLeNet and Inception shift and scale their input inside the model, as
-# they do with the published weights.
+# AlexNet and VGG pool to a fixed size, which torch's older exporter only writes where that size is the map's own. Hence
+# AlexNet's 224 x 240, a map of 6 x 6. VGG's 7 x 7 would ask for as much, and two pictures then have three million
+# windows of max-pools, some of them in doubt: it pools to the map of a smaller picture. GoogLeNet and Inception shift
+# and scale their input inside the model, as they do with the published weights.
 FAMILIES = (
-    Family(("alexnet",), "features", ("alexnet",), (224, 240), torch.float32),
+    Family(("alexnet",), "features", ("alexnet",), (224, 240), dtype=torch.float32),
     Family(
         _names("vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn"),
         "features",
         ("vgg11_bn",),
-        (224, 240),
-        torch.float32,
+        (64, 96),
+        pool=(2, 3),
     ),
     Family(
         _names(
@@ -140,6 +143,10 @@ def family_of(name: str) -> Family:
 def build(name: str) -> nn.Module:
     family = family_of(name)
     model = import_torchvision().models.get_model(name, weights=None, num_classes=CLASSES, **family.options)
+    if family.pool is not None:
+        first = model.classifier[0]
+        model.avgpool = nn.AdaptiveAvgPool2d(family.pool)
+        model.classifier[0] = nn.Linear(512 * prod(family.pool), first.out_features)
     return live(model, 0, family.size, images=4, shift=0.5)
 
 
