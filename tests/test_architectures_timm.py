@@ -74,9 +74,9 @@ def test_n_of_n(request: pytest.FixtureRequest, record_property: Callable[[str, 
 
 
 def test_forty_families() -> None:
-    """More than forty; one member of half of them is proved by every run, those whose smallest member is quick."""
+    """More than forty; of ten of them, which bring what torchvision does not have, every run proves a member."""
     assert len({member.family for member in MEMBERS}) >= 40
-    assert len({member.family for member in MEMBERS if member.quick}) >= 22
+    assert len({member.family for member in MEMBERS if member.quick}) >= 10
     assert len({member.name for member in MEMBERS}) == len(MEMBERS)
     assert all(member.size[0] != member.size[1] for member in MEMBERS)
 

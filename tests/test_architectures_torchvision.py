@@ -28,6 +28,7 @@ from architectures.torchvision_models import (  # noqa: E402
     LARGE,
     MODELS,
     QUICK,
+    QUICK_FROM_BOTH,
     REFUSED,
     TRANSFORMERS,
     Network,
@@ -48,8 +49,11 @@ from torch_reference.export import Exporter  # noqa: E402
 from fgcam_onnx import Explainer, Explanation  # noqa: E402
 
 EXPORTERS: tuple[Exporter, ...] = ("dynamo", "legacy")
+QUICK_CASES = {(name, "legacy") for name in QUICK} | {(name, "dynamo") for name in QUICK_FROM_BOTH}
 CASES = [
-    pytest.param(name, exporter, id=f"{name}-{exporter}", marks=() if name in QUICK else pytest.mark.slow)
+    pytest.param(
+        name, exporter, id=f"{name}-{exporter}", marks=() if (name, exporter) in QUICK_CASES else pytest.mark.slow
+    )
     for name in MODELS
     for exporter in EXPORTERS
 ]
@@ -95,7 +99,7 @@ def test_n_of_n(request: pytest.FixtureRequest, record_property: Callable[[str, 
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.function is test_network
     }
-    if not asked >= {(name, exporter) for name in QUICK for exporter in EXPORTERS}:
+    if not asked >= QUICK_CASES:
         pytest.skip("a selection of the matrix was asked for")
     record_property("summary", f"torchvision: {len(proved)} of {len(asked)} files proved; the matrix has {len(CASES)}")
     assert proved == asked

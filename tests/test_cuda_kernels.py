@@ -180,7 +180,7 @@ def check_geometries(names: Sequence[str], tile: Tile, dtype: str, splits: int, 
 
 
 @EVERY_TILE
-@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("splits", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_contractions(dtype: str, tile: Tile, splits: int) -> None:
     """Convolutions and adjoints of one and two axes, one and two terms; some parts of k may be empty."""
     check_geometries(FLAT, tile, dtype, splits)

@@ -159,7 +159,9 @@ def test_the_boxes_are_where_the_pixels_are(case: Callable[[str], Case]) -> None
 
 
 @backends.needs_gxx
-@pytest.mark.parametrize("name", [*IMAGENET, DOGS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if "squeezenet" in name else pytest.mark.slow) for name in [*IMAGENET, DOGS]]
+)
 def test_the_cuda_kernels_see_the_same(case: Callable[[str], Case], name: str) -> None:
     """A photo through the CUDA kernels, run on this processor as on a large GPU: the map of NumPy in float64."""
     c = case(name)

@@ -173,6 +173,7 @@ def test_l_is_where_the_literature_puts_it(case: Case) -> None:
     assert default == [onnx_name(case, case.l_module)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_pictures_are_decided(case: Case) -> None:
     """No ReLU or max-pool behind either tensor is so near to its kink that rounding decides what the gradient is."""

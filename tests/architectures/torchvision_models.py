@@ -23,7 +23,7 @@ class Family:
     """Models of one file of the library.
 
     ``layer``: the module whose output methods 2.2 calls L; DenseNet's last ReLU is a function, named by its graph node.
-    ``quick``: the members that every run proves; the others have the same operators more often, and are proved by
+    ``quick``: the members that every run proves, from one exporter at least; the others have the same operators more often, and are proved by
     ``pytest -m slow``. ``size``: as small as the family allows, and never square. ``pool``: the size that the head
     pools to, where it is not the library's. ``dtype`` of the independent implementation.
     """
@@ -102,6 +102,9 @@ FAMILIES = (
 )
 MODELS = tuple(name for family in FAMILIES for name in family.models)
 QUICK = frozenset(name for family in FAMILIES for name in family.quick)
+
+# Of the quick ones, those that every run proves from torch's newer exporter too, which takes longer than the proof.
+QUICK_FROM_BOTH = frozenset(_names("resnet18 mobilenet_v3_small convnext_tiny"))
 
 # More than one file holds: its weights lie beside it. Its slow test takes more than 24 GB of memory.
 LARGE = ("regnet_y_128gf",)
