@@ -53,7 +53,7 @@ class Variant:
 
     @property
     def seldom(self) -> bool:
-        """Left to the long run: a contraction of volumes, wide offsets or float64 whose epilogue its plainer kin have."""
+        """Left to the long run: a contraction of volumes, wide offsets or float64 whose epilogue its kin have."""
         less_plain = "contraction" in self.words and not {"3d", "wide", "float64"}.isdisjoint(self.words)
         return less_plain and {"share", "split"}.isdisjoint(self.words)
 

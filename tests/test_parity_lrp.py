@@ -43,7 +43,7 @@ COMPOSITES = {
     "epsilon_gamma_box": Composite("gamma", "epsilon", "z_box"),
     "excitation": Composite("z_plus", "z_plus"),
 }
-# What CI computes of VGG, whose 224 x 224 cost zennit three to five seconds a map; the others run with -m slow.
+# What every run compares of VGG, which has no operator that the others lack; the rest is compared with -m slow.
 OF_VGG = {("epsilon_plus", False), ("epsilon_alpha2_beta1", True), ("epsilon_gamma_box", True)}
 # Without the bias gamma's denominators come as near to 0 as they like: sum |R| is 1e5 of a ResNet's, 1e36 of a
 # MobileNet's start, and no digits are left of float32's activations. Given the same activations it is compared all the

@@ -49,8 +49,8 @@ MEMBERS = (
     *_family(
         "efficientnet",
         "",
-        "tf_efficientnet_b0 efficientnet_lite0 mixnet_s efficientnet_b0 tf_efficientnetv2_b0 tf_mixnet_s mnasnet_small semnasnet_075"
-        " fbnetc_100 spnasnet_100 tinynet_e efficientnet_es efficientnet_b0_gn mobilenetv2_035",
+        "tf_efficientnet_b0 efficientnet_lite0 mixnet_s efficientnet_b0 tf_efficientnetv2_b0 tf_mixnet_s mnasnet_small"
+        " semnasnet_075 fbnetc_100 spnasnet_100 tinynet_e efficientnet_es efficientnet_b0_gn mobilenetv2_035",
     ),
     *_family("fasternet", "", "fasternet_t0"),
     *_family("fastvit", "fastvit_t8"),
