@@ -24,8 +24,8 @@ class Family:
 
     ``layer``: the module whose output methods 2.2 calls L; DenseNet's last ReLU is a function, named by its graph node.
     ``quick``: the members that every run proves, from one exporter at least; the others have the same operators more
-    often, and are proved by ``pytest -m slow``. ``size``: as small as the family allows, and never square. ``pool``: the
-    size that the head pools to, where it is not the library's. ``dtype`` of the independent implementation.
+    often, and are proved by ``pytest -m slow``. ``size``: as small as the family allows, and never square. ``pool``:
+    the size that the head pools to, where it is not the library's. ``dtype`` of the independent implementation.
     """
 
     models: tuple[str, ...]
