@@ -737,4 +737,16 @@ def test_a_deployed_model_and_a_photograph(run: Run, test_data: Path) -> None:
     (record,) = json.loads(out)["images"]
     assert (record["target"], record["label"], record["top"][0]["class"]) == (234, "Rottweiler", 234)
     assert record["ledger"]["residual"] < 1e-5
+    assert "doubt" not in record
     assert np.isfinite(np.load("fgcam_maps/n02106550_Rottweiler.npy")).all()
+
+
+@pytest.mark.parametrize("words", [[], ["-t", "top2"], ["--method", "grad-cam,gradient"]])
+def test_a_picture_in_another_range_than_in_training(words: list[str], run: Run, test_data: Path) -> None:
+    """A network from Caffe wants BGR of 0 to 255; with anything else no class stands out, and the user is told."""
+    model = test_data / "models" / "squeezenet_v1.0_caffe.onnx"
+    picture = test_data / "images" / "n02106550_Rottweiler.jpg"
+    code, out, _ = run("explain", model, picture, *words)
+    assert code == 0
+    assert "no class stands out: the most likely of 1000 has p = 0.0" in " ".join(out.split())
+    assert "no class stands out" in Path("fgcam_maps", "manifest.json").read_text(encoding="utf-8")

@@ -341,7 +341,7 @@ class Comparison:
             say.facts([("slow", f"forward passes for each picture, about: {words}")])
 
     def _print(self, record: dict[str, Any], path: Path) -> None:
-        from fgcam_onnx.cli.explain import described, strength
+        from fgcam_onnx.cli.explain import described, doubts, strength
 
         typer.echo(f"\n{record['image']} -> {path}")
         refused: dict[tuple[str, str], list[str]] = {}
@@ -352,6 +352,7 @@ class Comparison:
                 ("  class" if "top" in record else "  target", f"{described(record)}   {strength(record, 4)}"),
                 ("  maps", f"{len(record['cells'])} of {len(record['cells']) + len(record['refused'])}"),
                 *(("  blank", f"{name} at {', '.join(at)}: {what}") for (name, what), at in refused.items()),
+                *doubts(record),
             ]
         )
 

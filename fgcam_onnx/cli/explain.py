@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _PICTURE, _SHOW, _RUN = "How the picture becomes the input", "What is drawn and printed", "Where it runs"
 # The longer side of a cell of a comparison grid, in pixels.
 TILE = 128
+# A network of many classes that gives its favourite less than this many times an equal share does not know the picture:
+# more often than not the picture did not become the input as in training.
+KNOWN, MANY = 5, 100
 _ENDS = "A model of several inputs or outputs"
 
 
@@ -531,8 +534,20 @@ class Run:
             seen = {"top": self._top(e, i), "classes": [self._seen(e, (i, j)) for j in range(e.rows[1])]}
             for each in seen["classes"]:
                 del each["top"]
+        if e.classes is not None and (doubt := self._doubt(e, i)):
+            seen["doubt"] = doubt
         record: dict[str, Any] = plain_json({"image": str(path), "sha256": digest, **seen})
         return record
+
+    def _doubt(self, e: Explanation, i: int) -> str | None:
+        """What to check where no class stands out."""
+        n, best = e.probabilities.shape[1], float(e.probabilities[i].max())
+        if n < MANY or best * n >= KNOWN:
+            return None
+        return (
+            f"no class stands out: the most likely of {n} has p = {best:.4f}. Does the picture become the input as in "
+            "training? --color, --scale, --mean and --std say how"
+        )
 
     def _seen(self, e: Explanation, index: tuple[int, ...]) -> dict[str, Any]:
         """Of one map: what it explains, its sums and its books."""
@@ -680,6 +695,7 @@ class Run:
                 )
                 for seen in record["classes"]
             )
+            say.facts(doubts(record))
             return
         others = [t for t in record.get("top", []) if t["class"] != record["target"]]
         also = ", ".join(f"{t['class']} {t['label'] or ''}".rstrip() + f" {t['probability']:.3f}" for t in others)
@@ -697,8 +713,14 @@ class Run:
                     + "".join(f"   {name} {_share(ledger[name])}" for name in ledger if name.startswith("to "))
                     + f"   residual {ledger['residual']:.1e}",
                 ),
+                *doubts(record),
             ]
         )
+
+
+def doubts(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """A line for the terminal where there is something to check."""
+    return [("  check", record["doubt"])] if "doubt" in record else []
 
 
 def account(e: Explanation, i: int) -> tuple[float, float, float]:
