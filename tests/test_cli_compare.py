@@ -101,6 +101,19 @@ def test_words_that_are_wrong(model: Path, run: Run) -> None:  # noqa: F811
         assert not Path("fgcam_maps").exists()
 
 
+def test_a_wrong_value_is_no_blank_row(model: Path, run: Run) -> None:  # noqa: F811
+    """What rise refuses at every layer is the user's mistake; that it explains the input alone is none."""
+    image = noise(Path("a.png"), 1)
+    words = ["explain", model, image, "-m", "cam,rise", "-t", "blue"]
+    code, out, err = run(*words, "--layer", "input,r2", "-O", "masks=0", "-o", "wrong")
+    assert (code, "masks" in err, "wrote" in out) == (2, True, False)
+    assert not Path("wrong/manifest.json").exists()
+    code, out, err = run(*words, "--layer", "r2", "-O", "masks=8", "-o", "right")
+    assert (code, err) == (0, "")
+    assert "rise at r2: " in out
+    assert "layer=" not in out
+
+
 def test_cheap_cells_come_first() -> None:
     assert compare.passes(method("grad-cam"), {}, 64) == 1
     assert compare.passes(method("score-cam"), {}, 64) == 64

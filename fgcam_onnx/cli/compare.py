@@ -194,6 +194,7 @@ class Comparison:
                     cells.append({"spot": (spot.row, spot.column), **self._write(output / place, place, e)})
                 if first is None:
                     raise next(error for error in found.values() if isinstance(error, FgcamError))
+                self._check_options(found, calls)
                 common = common or {**run.common(first, {"denoise": False}), **self._what(columns, call, calls)}
                 record = run.one(first, 0, path, digest)
                 for key in ("relevance", "ledger"):
@@ -217,6 +218,20 @@ class Comparison:
             n = sum(len(record["cells"]) for record in records)
             typer.echo(f"wrote {n} map{'s' * (n > 1)}, {_count(len(records), 'grid')} and manifest.json to {output}")
         return {**manifest, "output": str(output)}
+
+    def _check_options(
+        self, found: Mapping[tuple[int, int], Explanation | FgcamError], calls: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """A value that a method takes at no layer is a mistake of the command, and no blank row.
+
+        Raises:
+            OptionError: what the method said.
+        """
+        for row, own in enumerate(calls):
+            cells = [cell for (r, _), cell in found.items() if r == row]
+            errors = [cell for cell in cells if isinstance(cell, OptionError)]
+            if errors and own.keys() - {"denoise", "start"} and all(isinstance(cell, FgcamError) for cell in cells):
+                raise errors[0]
 
     def _columns(self, x: npt.NDArray[np.float32], others: Feeds) -> list[Column]:
         """The layers with their sizes, from one forward pass: a name that the model does not have is told here."""
@@ -368,7 +383,7 @@ def _told(error: FgcamError) -> dict[str, Any]:
 
 def _same(what: str, layer: str | None) -> str:
     """A reason without the name of its layer, so that the same reason at several layers is told once."""
-    return what if layer is None else re.sub(r"'?\b" + re.escape(layer) + r"\b'?", "it", what)
+    return what if layer is None else re.sub(r"(layer=)?'?\b" + re.escape(layer) + r"\b'?", "it", what)
 
 
 def _shown(call: Mapping[str, Any]) -> dict[str, Any]:
