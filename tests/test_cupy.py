@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
@@ -113,15 +113,16 @@ def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
 # --- whole networks ---------------------------------------------------------------------------------------------------
 
 
-# Every run has half of them: each method on every other network, each network with every other method.
-HALF = [
-    pytest.param(name, method, marks=() if (i + j) % 2 == 0 else pytest.mark.slow)
-    for i, name in enumerate(MODELS)
-    for j, method in enumerate(METHODS)
-]
+def half(methods: Iterable[str]) -> list[Any]:
+    """Every run has each method on every other network, and each network with every other method."""
+    return [
+        pytest.param(name, method, marks=() if (i + j) % 2 == 0 else pytest.mark.slow)
+        for i, name in enumerate(MODELS)
+        for j, method in enumerate(methods)
+    ]
 
 
-@pytest.mark.parametrize(("name", "method"), HALF)
+@pytest.mark.parametrize(("name", "method"), half(METHODS))
 def test_the_maps_are_those_of_the_definition(gpu: FakeGpu, name: str, method: str) -> None:
     """Launched, captured and replayed: 1e-5 of NumPy in float64, the same bits each time, the ledger closed."""
     x, expected = defined(name, method)
@@ -590,8 +591,7 @@ def test_the_forward_pass_shares_the_stream(cuda: FakeCuda, gpu: FakeGpu) -> Non
     assert found.provenance["notes"] == []
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", ["fg-grad-cam", "fg-layer-cam", "grad-cam"])
+@pytest.mark.parametrize(("name", "method"), half(["fg-grad-cam", "fg-layer-cam", "grad-cam"]))
 def test_activations_stay_on_the_device(cuda: FakeCuda, gpu: FakeGpu, name: str, method: str) -> None:
     """Only the logits are read on the host; only picture and seed are copied there, and weights in the first call."""
     x, expected = defined(name, method)
