@@ -215,7 +215,12 @@ def captum() -> Iterator[Any]:
     yield captum.attr
 
 
-BASELINES: dict[str, Any] = {"number": 0.3, "image": pictures(1, seed=8)[0], "batch": pictures(2, seed=9)}
+BASELINES: dict[str, Any] = {
+    "number": 0.3,
+    "image": pictures(1, seed=8)[0],
+    "batch of one": pictures(1, seed=8),
+    "batch": pictures(2, seed=9),
+}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
