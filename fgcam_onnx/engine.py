@@ -85,9 +85,14 @@ class Engine:
 
     @property
     def fixed_batch(self) -> int | None:
-        """The batch that the file insists on, None if it is free."""
+        """The batch that the file insists on, None if it is free.
+
+        1 where the model quantises by the range of its batch: each picture is to be seen as if it came alone.
+        """
         first = self.input_shape[0] if self.input_shape else None
-        return first if isinstance(first, int) and first > 0 else None
+        if isinstance(first, int) and first > 0:
+            return first
+        return 1 if self.graph.dynamic else None
 
     @property
     def other_inputs(self) -> tuple[str, ...]:
@@ -227,8 +232,8 @@ class Engine:
         reads = {n for plan in plans for n in plan.reads if not n.startswith(REFERENCE)}
         reads |= {*names, graph.logits}
         unknown = {name: graph.in_model(name) for plan in plans for name in plan.tensors if name not in shapes}
-        raw = self.forward.run({graph.image: x, **others}, sorted(reads | set(unknown.values())))
-        values = {name: _as_float(raw[name], graph.tensor(name)) for name in sorted(reads)}
+        raw = self.forward.run({graph.image: x, **others}, sorted(_with_scales(graph, reads) | set(unknown.values())))
+        values = {name: _as_float(name, raw, graph) for name in sorted(reads)}
         shapes.update({name: _shape(value) for name, value in raw.items()})
         shapes.update({name: shapes[known] for name, known in unknown.items()})
         return Tape(values, shapes)
@@ -250,7 +255,7 @@ class Engine:
 
         ``feeds``: the other inputs of one image, which are those of all.
         """
-        dtype = self.graph.tensor(self.graph.image).dtype
+        dtype, name = self.graph.tensor(self.graph.image).dtype, self.graph.logits
         if np.dtype(dtype).kind in "iu":
             x = np.rint(x)
         size = self.fixed_batch or len(x)
@@ -262,11 +267,11 @@ class Engine:
             whole = piece if self.fixed_batch is None else filled(piece, size)
             others = feeds.rows(0, 1, len(whole))
             try:
-                values = self.forward.run({self.graph.image: whole, **others}, [self.graph.logits])
+                values = self.forward.run({self.graph.image: whole, **others}, _with_scales(self.graph, {name}))
             except DeviceMemoryError as error:
                 size = self.smaller(size, given, error)
                 continue
-            logits = by_image(_numpy(values[self.graph.logits]), len(whole), self.graph.logits)
+            logits = by_image(_numpy(_as_float(name, values, self.graph)), len(whole), name)
             found.append(logits.reshape(len(whole), -1)[:given].astype(np.float32))
             first += given
         return np.concatenate(found)
@@ -323,6 +328,10 @@ class Behind:
         weights = {name: array for name, array in engine.model.weights.items() if name in read}
         model = replace(engine.model, proto=piece.proto, weights=weights)
         self.others, self.outputs = piece.others, outputs
+        made = {name for node in piece.proto.graph.node for name in node.output}
+        scales = _with_scales(engine.graph, (source, *outputs)) - {source, *outputs}
+        self._read = sorted({*outputs, *(scales & made)})
+        self._held_names = sorted({*piece.others, *(scales - made)})
         self._forward = Forward(model, engine.graph, providers, threads, engine.backend, [])
         self._held: tuple[bytes, dict[str, np.ndarray]] | None = None
 
@@ -335,23 +344,26 @@ class Behind:
         parts: list[dict[str, np.ndarray]] = []
         for first in range(0, len(a), size):
             piece = a[first : first + size]
-            whole = filled(_as_stored(piece, self._source), size)
-            found = self._forward.run({self._source.name: whole, **self._beside(size, image, feeds)}, self.outputs)
+            beside = self._beside(size, image, feeds)
+            whole = filled(_as_stored(piece, self._source, beside), size)
+            others = {name: beside[name] for name in self.others}
+            found = self._forward.run({self._source.name: whole, **others}, self._read)
+            found = {**beside, **found}  # a scale that stands before this part is that of the image
             graph = self._engine.graph
-            arrays = {n: _numpy(_as_float(found[n], graph.tensor(n))) for n in self.outputs}
+            arrays = {n: _numpy(_as_float(n, found, graph)) for n in self.outputs}
             parts.append({n: by_image(v, size, n)[: len(piece)] for n, v in arrays.items()})
         values = parts[0] if len(parts) == 1 else {n: np.concatenate([p[n] for p in parts]) for n in self.outputs}
         return Tape(values, {name: array.shape for name, array in values.items()})
 
     def _beside(self, size: int, image: np.ndarray, feeds: Feeds) -> dict[str, np.ndarray]:
-        """The other inputs of the piece, as the whole model computes them on ``size`` copies of the image."""
-        if not self.others:
+        """The other inputs of the piece, and scales, as the whole model has them on ``size`` copies of the image."""
+        if not self._held_names:
             return {}
         key = image.tobytes() + size.to_bytes(8, "little")
         if self._held is None or self._held[0] != key:
             x = filled(image, size)
             given = {self._engine.graph.image: x, **feeds.rows(0, 1, size)}
-            found = self._engine.forward.run(given, self.others)
+            found = self._engine.forward.run(given, self._held_names)
             self._held = (key, {name: _numpy(value) for name, value in found.items()})
         return self._held[1]
 
@@ -384,10 +396,24 @@ def _numpy(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy()
 
 
-def _as_float(value: Any, tensor: Tensor) -> Any:
-    """float32 as it is, integers of a quantised tensor by their scale, anything else as a float32 array."""
+def _with_scales(graph: LayerGraph, names: Iterable[str]) -> set[str]:
+    """The tensors, and those that hold the scales of some of them."""
+    found = set(names)
+    for tensor in [graph.tensor(name) for name in found]:
+        if isinstance(tensor.scale, str):
+            found |= {tensor.scale, str(tensor.zero_point)}
+    return found
+
+
+def _as_float(name: str, raw: Mapping[str, Any], graph: LayerGraph) -> Any:
+    """float32 as it is, integers of a quantised tensor by their scale, anything else as a float32 array.
+
+    ``raw``: what the forward pass gave for :func:`_with_scales` of it.
+    """
+    value, tensor = raw[name], graph.tensor(name)
     if tensor.scale is not None:
-        return (_numpy(value).astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
+        step, point = _scale(tensor, raw)
+        return (_numpy(value).astype(np.int32) - point).astype(np.float32) * step
     if not isinstance(value, np.ndarray) and value.data_type() == "tensor(float)":
         return value
     value = _numpy(value)
@@ -400,12 +426,23 @@ def _as_float(value: Any, tensor: Tensor) -> Any:
     return value.astype(np.float32, copy=False)
 
 
-def _as_stored(value: np.ndarray, tensor: Tensor) -> np.ndarray:
-    """The inverse: what the model's own tensor would hold."""
+def _scale(tensor: Tensor, raw: Mapping[str, Any]) -> tuple[np.float32, np.int32]:
+    """Scale and zero point, as numbers or as the forward pass computed them."""
+    step, point = (raw[each] if isinstance(each, str) else each for each in (tensor.scale, tensor.zero_point))
+    return np.float32(_number(step)), np.int32(_number(point))
+
+
+def _number(value: Any) -> Any:
+    return value if isinstance(value, (int, float)) else _numpy(value).item()
+
+
+def _as_stored(value: np.ndarray, tensor: Tensor, raw: Mapping[str, Any]) -> np.ndarray:
+    """The inverse: what the model's own tensor would hold. ``raw``: its scale, where the model computes it."""
     dtype = np.dtype(tensor.dtype)
     if tensor.scale is None:
         return value.astype(dtype, copy=False)
     limits = np.iinfo(dtype)
-    q = np.rint(value / tensor.scale) + tensor.zero_point
+    step, point = _scale(tensor, raw)
+    q = np.rint(value / step) + point
     stored: np.ndarray = np.clip(q, limits.min, limits.max).astype(dtype)
     return stored

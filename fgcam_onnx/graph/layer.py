@@ -33,7 +33,8 @@ class Tensor:
     ``shape``: None where unknown, a dimension an int, a name or None. ``layout``: one letter an axis, "NCHW",
     None where the axes have no such meaning. ``nonnegative``: provably >= 0. ``from_image``: reached from the
     graph input by index moves and affine constants only, so a linear layer that reads it reads pixels. ``scale``: of a
-    quantised tensor, whose integers q stand for (q - zero_point) scale.
+    quantised tensor, whose integers q stand for (q - zero_point) scale; both are the names of tensors where the model
+    computes them as it runs.
     """
 
     name: str
@@ -42,8 +43,8 @@ class Tensor:
     layout: str | None = None
     nonnegative: bool = False
     from_image: bool = False
-    scale: float | None = None
-    zero_point: int = 0
+    scale: float | str | None = None
+    zero_point: int | str = 0
 
     @property
     def spatial(self) -> tuple[int | str | None, ...]:
@@ -134,6 +135,11 @@ class LayerGraph:
     def quantised(self) -> bool:
         """Are some of its tensors integers with a scale?"""
         return any(tensor.scale is not None for tensor in self.tensors.values())
+
+    @cached_property
+    def dynamic(self) -> bool:
+        """Are some of them scaled by the range of the batch that they come from?"""
+        return any(isinstance(tensor.scale, str) for tensor in self.tensors.values())
 
     @cached_property
     def _producers(self) -> dict[str, Layer]:

@@ -28,6 +28,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 from fgcam_onnx import memory
 from fgcam_onnx.errors import FgcamError, ModelError
 from fgcam_onnx.graph import wire
+from fgcam_onnx.graph.order import sort_nodes
 
 __all__ = ["ONNX_DOMAINS", "LoadedModel", "captured", "damaged", "load"]
 
@@ -211,6 +212,7 @@ def _load(
         if tensor.name not in weights and tensor.ByteSize() >= LARGE and tensor.data_type in (*PLAIN, *HELD):
             weights[tensor.name] = numpy_helper.to_array(tensor)
     light = _without(proto, weights)
+    sort_nodes(light.graph, captured)
     _check(light, weights, name)
     _check_rounds(light, name)
     metadata = {entry.key: entry.value for entry in proto.metadata_props}

@@ -22,7 +22,8 @@ from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape, Tensor
 from fgcam_onnx.graph.layout import find_layouts
 from fgcam_onnx.graph.load import ONNX_DOMAINS, LoadedModel, captured, damaged
 from fgcam_onnx.graph.passes.base import PassResult
-from fgcam_onnx.graph.passes.decode_quantised import decode_quantised
+from fgcam_onnx.graph.passes.decode_integer import decode_integer
+from fgcam_onnx.graph.passes.decode_quantised import DEQUANTIZE, QUANTIZE, decode_quantised
 from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
 from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
@@ -37,6 +38,7 @@ __all__ = ["build_view"]
 
 PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
     decode_quantised,
+    decode_integer,
     fold_pad,
     fold_matmul_add,
     fold_standardise,
@@ -44,9 +46,11 @@ PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
     fold_batch_norm,
 )
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
-SQUASHES = ("Softmax", "LogSoftmax", "Sigmoid")
-# What may stand between the last Softmax and the output without changing a value.
-WRAPPERS = ("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Dropout")
+SQUASHES = {"Softmax": "Softmax", "LogSoftmax": "LogSoftmax", "Sigmoid": "Sigmoid"}
+SQUASHES |= {"com.microsoft::QLinearSoftmax": "Softmax", "com.microsoft::QLinearSigmoid": "Sigmoid"}
+# What may stand between the last Softmax and the output without changing a value, but for rounding.
+WRAPPERS = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Dropout"}
+WRAPPERS |= {*QUANTIZE, *DEQUANTIZE}
 
 
 def build_view(
@@ -86,7 +90,7 @@ def _build(model: LoadedModel, output: str | None, image: str | None, fold_norms
         refused += result.refused
     if view.quantised:
         view = _with_shapes(view)
-    return _analyse(replace(view, refusals=tuple(refused), notes=(*view.notes, *_random(view))))
+    return _analyse(replace(view, refusals=tuple(refused), notes=(*view.notes, *_random(view), *_ranges(view))))
 
 
 def _random(graph: LayerGraph) -> list[str]:
@@ -97,6 +101,13 @@ def _random(graph: LayerGraph) -> list[str]:
         return []
     first = drawing[0]
     return [f"the model draws random numbers ({first.op}, node {first.name!r}): two runs give two maps"]
+
+
+def _ranges(graph: LayerGraph) -> list[str]:
+    """A sentence about activations that are quantised by the range of their batch."""
+    if not graph.dynamic:
+        return []
+    return ["the model quantises by the range of each batch: pictures are run one at a time, as if each came alone"]
 
 
 def _layers(proto: onnx.ModelProto) -> tuple[tuple[Layer, ...], dict[str, onnx.NodeProto]]:
@@ -278,8 +289,8 @@ def _before_softmax(graph: LayerGraph, name: str) -> tuple[str, tuple[str, ...]]
         at = layer.inputs[0]
         if layer.op in (*SQUASHES, "ArgMax"):
             found = at
-            ends.append(layer.op)
-        if layer.op in SQUASHES or layer.op not in (*WRAPPERS, "ArgMax"):
+            ends.append(SQUASHES.get(layer.op, layer.op))
+        if layer.op in SQUASHES or layer.op not in {*WRAPPERS, "ArgMax"}:
             break
     return found, tuple(reversed(ends))
 

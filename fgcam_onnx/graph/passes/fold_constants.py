@@ -17,7 +17,7 @@ from onnx import numpy_helper
 from fgcam_onnx import memory
 from fgcam_onnx.graph.layer import Layer, LayerGraph, Refusal
 from fgcam_onnx.graph.passes.base import PassResult, refuse
-from fgcam_onnx.graph.passes.decode_quantised import decoded
+from fgcam_onnx.graph.quantisation import decoded
 
 # Folded values may take so many bytes together: a hostile ConstantOfShape must not fill the memory.
 LARGEST = 1 << 28
