@@ -17,11 +17,13 @@ __all__ = [
     "ActivationError",
     "BackendError",
     "DeviceMemoryError",
+    "ExportError",
     "FgcamError",
     "ImageError",
     "InputError",
     "LayerError",
     "MethodError",
+    "MissingFrameworkError",
     "MissingRuntimeError",
     "ModelError",
     "OptionError",
@@ -86,6 +88,14 @@ class ImageError(FgcamError):
 
 class OutputError(FgcamError):
     """Results cannot be written."""
+
+
+class ExportError(FgcamError):
+    """A model cannot be exported, or the exported file does not compute what the model computes."""
+
+
+class MissingFrameworkError(ExportError, ImportError):
+    """The framework of a source, or its converter, is not installed."""
 
 
 class LayerError(FgcamError):

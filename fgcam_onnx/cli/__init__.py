@@ -15,6 +15,7 @@ import typer
 from fgcam_onnx.cli import say
 from fgcam_onnx.cli.demo import demo
 from fgcam_onnx.cli.explain import explain
+from fgcam_onnx.cli.export import export
 from fgcam_onnx.cli.inspect import inspect
 from fgcam_onnx.cli.methods import methods
 from fgcam_onnx.cli.ops import ops
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, explain, methods, ops):
+for command in (demo, inspect, explain, export, methods, ops):
     app.command()(command)
 
 
