@@ -35,7 +35,7 @@ from fgcam_onnx.exporters.proof import compare, pictures
 from fgcam_onnx.labels import read_labels
 from fgcam_onnx.preprocessing import Preprocessing, choose
 
-__all__ = ["IMAGES", "TOLERANCE", "Exported", "Source", "rescaled", "write"]
+__all__ = ["IMAGES", "TOLERANCE", "Exported", "Source", "in_batches", "rescaled", "write"]
 
 Array = npt.NDArray[Any]
 TOLERANCE = 1e-4
@@ -333,25 +333,31 @@ def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:
 
 
 def _run_file(path: Path, x: Array, shape: tuple[int | None, ...], source: Source) -> Array:
-    """The file's output for all of ``x``, so many pictures at a time as a fixed batch wants."""
+    """The file's output for all of ``x``."""
     ort = runtime.onnxruntime()
-    batch = shape[0] or len(x)
-    found = []
     try:
         session = ort.InferenceSession(str(path), runtime.session_options(), providers=["CPUExecutionProvider"])
         feed = session.get_inputs()[0].name
-        for start in range(0, len(x), batch):
-            part = x[start : start + batch]
-            missing = batch - len(part)
-            part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-            found.append(session.run(None, {feed: part})[0][: batch - missing])
-        return np.concatenate(found)
+        return in_batches(lambda part: session.run(None, {feed: part})[0], x, shape[0])
     except Exception as error:  # onnxruntime's exception classes are not public
         raise ExportError(
             f"onnxruntime cannot run the exported file of {source.name} on {len(x)} pictures",
             known=packages.brief(error),
             next="another --opset",
         ) from error
+
+
+def in_batches(run: Callable[[Array], Any], x: Array, batch: int | None) -> Array:
+    """``run`` over all of ``x``, ``batch`` pictures at a time; all at once if None. The last ones are filled up."""
+    if batch is None:
+        return np.asarray(run(x))
+    found = []
+    for start in range(0, len(x), batch):
+        part = x[start : start + batch]
+        missing = batch - len(part)
+        part = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+        found.append(np.asarray(run(part))[: batch - missing])
+    return np.concatenate(found)
 
 
 def _save(model: onnx.ModelProto, record: Mapping[str, str | None], work: Path, target: Path) -> None:
