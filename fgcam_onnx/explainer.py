@@ -37,6 +37,7 @@ from fgcam_onnx.families.base import (
     shapes_of_rows,
 )
 from fgcam_onnx.feeds import Feeds, as_dtype, check_feeds, filled
+from fgcam_onnx.folder import others_in
 from fgcam_onnx.graph.dense import axis_names
 from fgcam_onnx.graph.layer import LayerGraph
 from fgcam_onnx.graph.load import load
@@ -60,16 +61,17 @@ LARGE = 64
 class Explainer:
     """Explains one ONNX model.
 
-    ``model``: path, bytes or ModelProto. ``backend``: "auto" (cupy where there is a GPU, else ort), "cupy", "ort" or
-    "numpy", or a Backend. ``providers``: onnxruntime execution providers of the forward pass; if None CUDA's beside the
-    cupy backend, if it works here, else the CPU's. ``input``: which graph input is the picture; if None the only one,
-    or the only spatial one (of three to five axes) that feeds the output. ``output``: which graph output to explain,
-    the first if None.
+    ``model``: path, bytes or ModelProto; of a folder the ``model.onnx`` in it, or its only model. ``backend``: "auto"
+    (cupy where there is a GPU, else ort), "cupy", "ort" or "numpy", or a Backend. ``providers``: onnxruntime execution
+    providers of the forward pass; if None CUDA's beside the cupy backend, if it works here, else the CPU's. ``input``:
+    which graph input is the picture; if None the only one, or the only spatial one (of three to five axes) that feeds
+    the output. ``output``: which graph output to explain, the first if None.
     ``precision``: "float32"; "float64" with the numpy and cupy backends, for audits; "fast" with the cupy backend:
     products of z+ and z^B on tensor cores, rounded to TF32. ``threads``: of every session, all cores if None.
 
     Raises:
-        ModelError: the file is no ONNX model, is damaged, or has no input or output to explain.
+        ModelError: the file is no ONNX model, is damaged, or has no input or output to explain; the folder holds no
+            model, or several and none is called ``model.onnx``.
         MissingRuntimeError: onnxruntime is not installed.
         BackendError, OptionError: a backend, provider or precision that is not to be had.
     """
@@ -91,6 +93,8 @@ class Explainer:
         self._engine = Engine(self._model, self._backend, providers, image=input, output=output, threads=threads)
         self.graph: LayerGraph = self._engine.graph
         self.notes: list[str] = self._engine.notes
+        if isinstance(model, (str, os.PathLike)) and self.path is not None and Path(model) != self.path:
+            self.notes += filter(None, [others_in(Path(model), self.path)])
         self._forward = self._engine.forward
         self._plans = self._engine.plans
         classes = self.num_classes
@@ -102,7 +106,7 @@ class Explainer:
 
     @property
     def path(self) -> Path | None:
-        """The model file, None if it was given as bytes or ModelProto."""
+        """The model file, in a folder the one that was taken; None if it was given as bytes or ModelProto."""
         return self._model.path
 
     @property

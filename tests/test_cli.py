@@ -424,8 +424,8 @@ def test_a_result_never_overwrites_a_picture(run: Run, fake: type[FakeExplainer]
          "  known   jet, ember, gray, bwr\n"),
         (["a.png", "--alpha", "2"], 2, "OptionError: alpha is 2.0\n"
          "  known   0 shows the picture alone, 1 the map alone\n"),
-        (["a.png", "--labels", "none.txt"], 1, "ModelError: the labels in 'none.txt' cannot be read: "
-         "No such file or directory\n"),
+        (["a.png", "--labels", "none.txt"], 1, "ModelError: 'none.txt' cannot be read: No such file or directory\n"
+         "  next    check the path and its permissions\n"),
         (["a.png", "-o", "a.txt"], 1, "OutputError: cannot write to 'a.txt': File exists\n"
          "  next    choose another folder: -o DIR\n"),
     ],

@@ -194,7 +194,7 @@ def test_a_file_of_labels_that_was_asked_for(tmp_path: Path) -> None:
         (b'{"a": 1}', "{file} has no 'id2label'"),
         (b'{"id2label": 3}', "{file} is not a list of labels"),
         (b"[" * 100_000, "{file} is not JSON"),
-        (b"\xff\xfe", "the labels in {file} cannot be read: not text in UTF-8"),
+        (b"\xff\xfe", "{file} cannot be read: not text in UTF-8\n  next    put a list of labels there"),
         (b'["a", "b"]', "{file} has 2 labels, the model has 3 classes"),
         (b'{"0": "a", "00": "b", "1": "c"}', "{file} does not number its labels 0, 1, 2 and on"),
     ):
@@ -204,5 +204,5 @@ def test_a_file_of_labels_that_was_asked_for(tmp_path: Path) -> None:
         assert str(error.value) == message.replace("{file}", repr(str(file)))
     with pytest.raises(ModelError, match="cannot be read: No such file"):
         read_labels(tmp_path / "none.txt")
-    with pytest.raises(ModelError, match="cannot be read: Is a directory"):
+    with pytest.raises(ModelError, match="cannot be read: not a regular file"):
         read_labels(tmp_path)

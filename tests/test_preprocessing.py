@@ -14,7 +14,8 @@ from fgcam_onnx.errors import InputError, ModelError, OptionError
 from fgcam_onnx.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, choose
 
 RNG = np.random.default_rng(3)
-CORRECT = "\n  next    correct it, or give the options"
+CORRECT = "\n  next    correct it, or say it yourself: --preprocess imagenet"
+KNOWN = "size, resize, short_side, interpolation, color, scale, mean, std, layout, crop_rounding, fill"
 PICTURE = Image.fromarray(RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8))
 
 
@@ -281,10 +282,9 @@ def test_models_that_take_no_pictures(shape: tuple[int | None, ...], layout: str
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"sizes": 3}, "no preprocessing option 'sizes'\n  known   size, resize, short_side, interpolation, color, "
-                       "scale, mean, std\n  next    did you mean 'size', 'resize'?"),
+        ({"sizes": 3}, f"no preprocessing option 'sizes'\n  known   {KNOWN}\n  next    did you mean 'size', 'resize'?"),
         ({"resize": "strech"}, "resize is 'strech'\n  known   stretch, short_side_then_center_crop, "
-                               "stretch_then_center_crop\n  next    did you mean 'stretch'?"),
+                               "stretch_then_center_crop, cover_then_center_crop, fit_then_pad, center_crop\n  next    did you mean 'stretch'?"),
         ({"size": 0}, "size is 0\n  known   a number of pixels from 1 to 8192"),
         ({"size": (1, 2, 3)}, "size is (1, 2, 3)\n  known   one number of pixels, or height and width"),
         ({"scale": 0}, "scale is 0\n  known   a finite number other than 0"),
@@ -305,10 +305,10 @@ def test_options_out_of_range(option: dict[str, Any], message: str) -> None:
     ("text", "message"),
     [
         ("{", "the model's metadata key 'preprocessing' is not JSON\n"
-              "  known   Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        ("[1]", "the model's metadata key 'preprocessing' is not a JSON object\n  known   it is a list"),
+              "  known   Expecting property name enclosed in double quotes: line 1 column 2 (char 1)" + CORRECT),
+        ("[1]", "the model's metadata key 'preprocessing' is not a JSON object\n  known   it is a list" + CORRECT),
         ('{"maen": 1}', "the model's metadata key 'preprocessing' has an unknown field 'maen'\n"
-                        "  known   size, resize, short_side, interpolation, color, scale, mean, std, layout, source\n"
+                        f"  known   {KNOWN}, source, file, sha256, notes\n"
                         "  next    did you mean 'mean'?"),
         (
             '{"size": [99999, 99999]}',
@@ -328,15 +328,16 @@ def test_metadata_that_makes_no_sense(text: str, message: str) -> None:
     ("text", "message"),
     [
         ("{", "{file} is not JSON\n  known   Expecting property name enclosed in double quotes: "
-              "line 1 column 2 (char 1)"),
-        ("3", "{file} is not a JSON object\n  known   it is a int"),
+              "line 1 column 2 (char 1)" + CORRECT),
+        ("3", "{file} is not a JSON object\n  known   it is a int" + CORRECT),
         ('{"image_mean": ["a", 1, 2]}', '\'image_mean\' in {file} is ["a", 1, 2]\n  known   a finite number' + CORRECT),
         ('{"image_std": [1, 0, 2]}', "the recipe"),
         ('{"do_rescale": 1}', "'do_rescale' in {file} is 1\n  known   true or false" + CORRECT),
-        ('{"size": {"w": 3}}', "'size' in {file} is {\"w\": 3}\n  known   a number of pixels from 1 to 8192" + CORRECT),
+        ('{"size": {"w": 3}}', "'size' in {file} is {\"w\": 3}\n"
+                            "  known   height and width, or shortest_edge alone, are what a recipe can do" + CORRECT),
         ('{"resample": 17}', "'resample' in {file} is 17\n"
-                             "  known   0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming"),
-        ('{"size": 200, "crop_pct": 0}', "'crop_pct' in {file} is 0.0\n  known   a share from 0.1 to 1"),
+                             "  known   0 nearest, 1 lanczos, 2 bilinear, 3 bicubic, 4 box, 5 hamming" + CORRECT),
+        ('{"size": 200, "crop_pct": 0}', "'crop_pct' in {file} is 0\n  known   a share from 0.1 to 1" + CORRECT),
         ("[" * 100_000, "is not JSON"),
     ],
 )  # fmt: skip

@@ -38,7 +38,10 @@ _ENDS = "A model of several inputs or outputs"
 
 
 def explain(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="The ONNX file, or a folder with model.onnx.", show_default=False),
+    ],
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.", show_default=False)
     ],
@@ -129,13 +132,24 @@ def explain(
     labels: Annotated[
         Path | None, typer.Option(help="A file of class names, a class a line or JSON.", show_default=False)
     ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE",
+            help="All of it at once: a preset (imagenet, torch, tf, caffe, unit, none), words "
+            "(tf,size=299 or short_side=256,crop=224,mean=0.5,std=0.5,layout=NHWC), or a JSON file. The options below "
+            "win over it.",
+            rich_help_panel=_PICTURE,
+            show_default=False,
+        ),
+    ] = None,
     size: Annotated[
         str | None, typer.Option(help="Height and width: 224 or 224x320.", rich_help_panel=_PICTURE, show_default=False)
     ] = None,
     resize: Annotated[
         str | None,
         typer.Option(
-            help="stretch, short_side_then_center_crop or stretch_then_center_crop.",
+            help="stretch, short_side_then_center_crop, stretch_then_center_crop or center_crop.",
             rich_help_panel=_PICTURE,
             show_default=False,
         ),
@@ -226,6 +240,7 @@ def explain(
     explainer = Explainer(model, backend=backend, precision=precision, providers=provider, input=input, output=output)
     recipe = choose(
         given,
+        preprocess=preprocess,
         metadata=explainer.metadata,
         path=explainer.path,
         input_shape=explainer.input_shape,
@@ -505,6 +520,10 @@ class Run:
         picture = imaging.read(path)
         return self.recipe.apply(picture)[0], self.recipe.view(picture), hashlib.sha256(path.read_bytes()).hexdigest()
 
+    def notes(self, e: Explanation) -> list[str]:
+        """What is to be known about this run: of the model, and of how the pictures become its input."""
+        return [*e.provenance.get("notes", self.explainer.notes), *self.recipe.notes]
+
     def common(self, e: Explanation, call: dict[str, Any]) -> dict[str, Any]:
         from fgcam_onnx.explanation import SCHEMA_VERSION, plain_json
 
@@ -518,7 +537,7 @@ class Run:
                 "options": {"denoise": call["denoise"], **e.options},
                 "preprocessing": self.recipe.to_dict(),
                 "labels": self.labels_source or None,
-                "notes": e.provenance.get("notes", self.explainer.notes),
+                "notes": self.notes(e),
                 "provenance": e.provenance,
             }
         )
@@ -680,7 +699,7 @@ class Run:
                 ("L", e.start),
                 ("labels", self.labels_source or "none found: --labels FILE"),
                 ("backend", _backend(x)),
-                *(("note", note) for note in e.provenance.get("notes", x.notes)),
+                *(("note", note) for note in self.notes(e)),
             ]
         )
 

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="The ONNX file.", show_default=False)],
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="The ONNX file, or a folder with model.onnx.", show_default=False),
+    ],
     input: Annotated[
         str | None, typer.Option("--input", help="Which input is the picture.", show_default=False)
     ] = None,
@@ -40,7 +43,7 @@ def inspect(
 
 
 def _recipe(explainer: Explainer) -> tuple[dict[str, Any] | None, str]:
-    """The preprocessing as a record and as a line; None and the reason where the model takes no pictures."""
+    """The preprocessing as a record and as a line; None and the reason where there is none, or it cannot be read."""
     from fgcam_onnx.errors import FgcamError
     from fgcam_onnx.preprocessing import choose
 
@@ -126,6 +129,7 @@ def _print(explainer: Explainer) -> None:
     coverage = explainer.coverage()
     assert explainer.path is not None
     shape = f"{say.shape(explainer.input_shape)} {explainer.layout} {explainer.input_dtype}"
+    recipe, pictures = _recipe(explainer)
     labels = f"{explainer.num_classes or 'not told by the axes of the output'}"
     if explainer.labels:
         labels += f", named by {explainer.labels_source}"
@@ -134,10 +138,10 @@ def _print(explainer: Explainer) -> None:
             ("model", f"{explainer.path.name}   {say.size(explainer.path.stat().st_size)}   sha256 {explainer.sha256}"),
             ("input", f"{explainer.input_name}   {shape}"),
             *_ends(explainer),
-            ("pictures", _recipe(explainer)[1]),
+            ("pictures", pictures),
             ("classes", labels),
             ("backend", f"{explainer.backend}   {', '.join(explainer.providers)}"),
-            *(("note", note) for note in explainer.notes),
+            *(("note", note) for note in (*explainer.notes, *(recipe["notes"] if recipe else ()))),
         ]
     )
     typer.echo()

@@ -27,6 +27,7 @@ from onnx import TensorProto, external_data_helper, helper, numpy_helper
 
 from fgcam_onnx import memory
 from fgcam_onnx.errors import FgcamError, ModelError
+from fgcam_onnx.folder import model_in
 from fgcam_onnx.graph import wire
 from fgcam_onnx.graph.order import sort_nodes
 
@@ -94,10 +95,11 @@ def damaged(name: str) -> Iterator[None]:
 
 
 def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel:
-    """Read, size-check and structure-check ``model``.
+    """Read, size-check and structure-check ``model``. A folder stands for the model in it.
 
     Raises:
-        ModelError: the file is missing, truncated, not ONNX, not valid, or points outside its folder.
+        ModelError: the file is missing, truncated, not ONNX, not valid, or points outside its folder; a folder holds no
+            model, or several.
     """
     path: Path | None = None
     digest = hashlib.sha256()
@@ -115,7 +117,7 @@ def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel
             content, shown = model, f"{len(model):,} bytes"
         else:
             path = Path(model)
-            return _load_file(path, digest)
+            return _load_file(model_in(path) if os.path.isdir(path) else path, digest)
         digest.update(content)
         proto = _parse(content, shown)
         del content
@@ -224,13 +226,6 @@ def _load(
 
 def _open(path: Path) -> BinaryIO:
     try:
-        if path.is_dir():
-            inside = sorted(path.glob("*.onnx"))
-            raise ModelError(
-                f"{path} is a folder, not a model file",
-                known=f"it holds {', '.join(p.name for p in inside[:5])}" if inside else "it holds no .onnx file",
-                next=f"give the file: {inside[0]}" if inside else "give the path of an .onnx file",
-            )
         if path.exists() and not path.is_file():
             raise ModelError(f"{path} is no regular file", next="give the path of an .onnx file")
         return path.open("rb")
