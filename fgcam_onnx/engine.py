@@ -21,6 +21,7 @@ from fgcam_onnx.descent import START, Plan
 from fgcam_onnx.errors import ActivationError, DeviceMemoryError, LayerError, ModelError, nearest
 from fgcam_onnx.feeds import Feeds, filled, free_axes_at
 from fgcam_onnx.forward import Forward
+from fgcam_onnx.graph.branches import with_branches_chosen
 from fgcam_onnx.graph.dense import is_dense
 from fgcam_onnx.graph.layer import LayerGraph, Tensor
 from fgcam_onnx.graph.load import LoadedModel
@@ -60,6 +61,7 @@ class Engine:
         output: str | None = None,
         threads: int | None = None,
     ) -> None:
+        model = with_branches_chosen(model)
         self.model, self.backend = model, backend
         self._image, self._output, self._threads = image, output, threads
         self.graph = build_view(model, output, image=image)

@@ -713,6 +713,29 @@ def test_pooling_that_would_not_end() -> None:
     assert survives(net.model(net.head(net.node("AveragePool", "pool", x, kernel_shape=[400, 400]), 4)))
 
 
+@pytest.mark.parametrize("name", ["vgg", "squeeze_excite", "nhwc"])
+def test_nodes_in_any_order(name: str) -> None:
+    """onnxruntime sorts the nodes of a file, and converters rely on it: the map does not depend on their order."""
+    model = getattr(tiny_models, name)()
+    x = tiny_models.pictures(model)
+    expected = Explainer(model).explain(x, target=1)
+    nodes = list(model.graph.node)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(nodes))
+        del model.graph.node[:]
+        model.graph.node.extend(nodes[i] for i in order)
+        assert [n.name for n in model.graph.node] != [n.name for n in nodes]
+        found = Explainer(model.SerializeToString()).explain(x, target=1)
+        np.testing.assert_allclose(found.relevance, expected.relevance, rtol=1e-4, atol=1e-7)
+
+
+def test_nodes_that_wait_for_each_other() -> None:
+    model = tiny_models.vgg()
+    model.graph.node[0].input[0] = model.graph.node[2].output[0]
+    with pytest.raises(ModelError, match="is not a valid ONNX model"):
+        load(model)
+
+
 def test_a_branch_reads_the_graph_around_it() -> None:
     """What a subgraph reads without being handed it is an edge all the same: the picture may pass there, past L."""
     net = tiny_models.Net()
@@ -723,14 +746,14 @@ def test_a_branch_reads_the_graph_around_it() -> None:
         )
         for op, out in (("Neg", "a"), ("Identity", "b"))
     )  # fmt: skip
-    branch = net.node("If", "if", net.weight("yes", np.array(True)), then_branch=then, else_branch=other)
+    branch = net.node("If", "if", net.input("yes", (), TensorProto.BOOL), then_branch=then, else_branch=other)
     x = net.node("Concat", "join", net.relu("relu1", net.conv("conv1", "image", 3, 4)), branch, axis=1)
     explainer = Explainer(net.model(net.head(net.relu("relu2", net.conv("conv2", x, 7, 8)), 8)))
     layer = next(each for each in explainer.graph.layers if each.op == "If")
     assert layer.inputs == ("yes", "image")
     assert [gap.node for gap in explainer.coverage().gaps] == ["if"]
     with pytest.raises(FgcamError, match="no relevance rule for If"):
-        explainer.explain(np.ones((1, 3, 16, 12), np.float32))
+        explainer.explain(np.ones((1, 3, 16, 12), np.float32), inputs={"yes": np.array(True)})
 
 
 @pytest.mark.parametrize("step", [-0.03, float("nan"), float("inf")])

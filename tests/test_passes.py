@@ -375,6 +375,49 @@ def test_matmul_refusals(model: Callable[[], onnx.ModelProto], reason: str) -> N
     assert ops(graph)[-2:] == ["MatMul", "Add"]
 
 
+BIASES = {
+    "[1, C, 1, 1]": lambda c: (1, c, 1, 1),
+    "[C, 1, 1]": lambda c: (c, 1, 1),
+    "one number": lambda c: (),
+    "[1, 1, 1, 1]": lambda c: (1, 1, 1, 1),
+}
+
+
+@pytest.mark.parametrize("shape", BIASES)
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose", "Conv, BatchNormalization"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_bias_folds_into_the_convolution(op: str, shape: str, first: bool) -> None:
+    """As a constant on either side of an Add, beside a bias or alone, before a BatchNormalization or not."""
+    net = Net()
+    if op == "ConvTranspose":
+        x, channels = net.node("ConvTranspose", "conv1", "image", net.random(3, 2, 3, 3), group=3), 6
+    else:
+        x, channels = net.conv("conv1", "image", 3, 6, bias=first), 6
+    bias = net.rng.normal(size=BIASES[shape](channels)).astype(np.float32)
+    x = net.node("Add", "bias", *((bias, x) if first else (x, bias)))
+    if "Batch" in op:
+        x = net.batch_norm("bn", x, channels)
+    layer = check_folded(net.model(net.head(net.relu("relu", x), channels)), into=op.split(",")[0])
+    assert layer.nodes[:2] == ("conv1", "bias")
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((1, 1, 16, 12), "the constant has shape [1, 1, 16, 12], and is not one number for each channel"),
+        ((12,), "the constant has shape [12], and is not one number for each channel"),
+        ((1, 1, 1, 1, 1), "the constant has shape [1, 1, 1, 1, 1], and is not one number for each channel"),
+    ],
+)
+def test_a_constant_that_is_no_bias(shape: tuple[int, ...], reason: str) -> None:
+    """One that differs from place to place stays an Add."""
+    net = Net()
+    x = net.node("Add", "add", net.conv("conv1", "image", 3, 6), np.ones(shape, np.float32))
+    graph = view(net.model(net.node("Relu", "relu", x)))
+    assert ops(graph) == ["Conv", "Add", "Relu"]
+    assert refusals(graph)["add"] == reason
+
+
 def test_matmul_of_two_activations_is_left_alone() -> None:
     net = Net(("n", 3, 12, 12))
     x = net.relu("relu", net.conv("conv", "image", 3, 4))
@@ -441,6 +484,25 @@ def test_a_shape_chain_is_a_constant_where_the_shape_is_known() -> None:
     graph = view(net.model(net.node("ReduceMean", "gap", x, axes=[2], keepdims=0)))
     assert ops(graph) == ["Conv", "Relu", "Reshape", "ReduceMean"]
     assert graph.layers[2].constants[1].tolist() == [0, 4, -1]
+
+
+def test_the_known_part_of_a_shape_is_a_constant() -> None:
+    """The channels of a batch of any size, picked from its Shape and joined again; the batch itself is not."""
+    net = Net()
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 6))
+    shape = net.node("Shape", "shape", x)
+    channels = net.node(
+        "Gather", "channels", net.node("Slice", "tail", shape, np.array([1]), np.array([4])), np.array([0])
+    )
+    rest = net.node("Concat", "rest", np.array([-1]), channels, np.array([16 * 12]), axis=0)
+    flat = net.node("Reshape", "flat", x, rest)
+    batch = net.node("Gather", "batch", shape, np.array([0]))
+    whole = net.node("Reshape", "whole", flat, net.node("Concat", "sizes", batch, np.array([-1]), axis=0))
+    graph = view(net.model(whole))
+    reshapes = [layer for layer in graph.layers if layer.op == "Reshape"]
+    assert reshapes[0].constants[1].tolist() == [-1, 6, 192]
+    assert 1 not in reshapes[1].constants
+    assert reshapes[1].sizes == {1}
 
 
 def test_random_numbers_are_no_constant() -> None:

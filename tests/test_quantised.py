@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import tiny_models
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from fgcam_onnx import Explainer
@@ -29,6 +29,7 @@ KINDS = {
     "qdq": (QuantFormat.QDQ, False, QuantType.QUInt8),
     "qdq-per-channel-int8": (QuantFormat.QDQ, True, QuantType.QInt8),
 }
+DYNAMIC = "dynamic"
 SHAPE = (4, 3, 16, 12)
 
 
@@ -49,7 +50,6 @@ def quantised(kind: str, network: str) -> tuple[bytes, bytes]:
     """The float model and its int8 twin."""
     import tempfile
 
-    fmt, per_channel, activations = KINDS[kind]
     model: onnx.ModelProto = getattr(tiny_models, network)()
     with tempfile.TemporaryDirectory() as folder:
         source, ready, target = (Path(folder) / f"{name}.onnx" for name in ("float", "ready", "int8"))
@@ -58,16 +58,23 @@ def quantised(kind: str, network: str) -> tuple[bytes, bytes]:
         try:
             # As its documentation asks: BatchNormalization is folded before anything is quantised.
             quant_pre_process(str(source), str(ready), skip_symbolic_shape=True)
-            quantize_static(
-                str(ready), str(target), _Pictures(model.graph.input[0].name, pictures(16, 1)), quant_format=fmt,
-                per_channel=per_channel, activation_type=activations, weight_type=QuantType.QInt8,
-            )  # fmt: skip
+            if kind == DYNAMIC:
+                quantize_dynamic(str(ready), str(target), weight_type=QuantType.QUInt8)
+            else:
+                fmt, per_channel, activations = KINDS[kind]
+                quantize_static(
+                    str(ready), str(target), _Pictures(model.graph.input[0].name, pictures(16, 1)), quant_format=fmt,
+                    per_channel=per_channel, activation_type=activations, weight_type=QuantType.QInt8,
+                )  # fmt: skip
         finally:
             logging.disable(logging.NOTSET)
         return source.read_bytes(), target.read_bytes()
 
 
 CASES = [(kind, network) for kind in KINDS for network in ("vgg", "residual")]
+# Those with a Concat, a Sigmoid that is multiplied, and a Softmax at the end.
+MAPS = [*CASES, *((DYNAMIC, network) for network in ("vgg", "residual"))]
+MAPS += [(kind, network) for kind in (*KINDS, DYNAMIC) for network in ("concat", "squeeze_excite", "softmax_end")]
 
 
 def activations(explainer: Explainer, x: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
@@ -150,7 +157,7 @@ def test_a_decoded_convolution_computes_what_the_integer_one_does(kind: str, net
         assert np.abs(expected - tape[clamp.output]).max() <= 0.51 * step
 
 
-@pytest.mark.parametrize(("kind", "network"), CASES)
+@pytest.mark.parametrize(("kind", "network"), MAPS)
 def test_the_int8_map_is_close_to_the_float_map_and_accounted_for(kind: str, network: str) -> None:
     plain, integer = (Explainer(content) for content in quantised(kind, network))
     x = pictures(4, 3)
@@ -166,7 +173,7 @@ def test_the_int8_map_is_close_to_the_float_map_and_accounted_for(kind: str, net
         np.testing.assert_allclose(np.abs(b.relevance).sum(), np.abs(a.relevance).sum(), rtol=0.1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, DYNAMIC])
 def test_the_forward_pass_is_the_quantised_one(kind: str) -> None:
     if saturates():
         pytest.skip("onnxruntime's integer convolutions overflow on this processor, and not the same in every fusion")
@@ -175,7 +182,9 @@ def test_the_forward_pass_is_the_quantised_one(kind: str) -> None:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    (scores,) = session.run(None, {session.get_inputs()[0].name: x})
+    name = session.get_inputs()[0].name
+    # A dynamically quantised model scales by the range of its batch: each picture is run as if it came alone.
+    scores = np.concatenate([session.run(None, {name: x[i : i + 1]})[0] for i in range(len(x))])
     np.testing.assert_allclose(Explainer(content).explain(x).logits, scores, rtol=1e-6, atol=1e-6)
 
 
@@ -204,3 +213,55 @@ def test_signs_come_from_zero_points() -> None:
     for name, values in activations(explainer, x, names).items():
         if graph.tensor(name).nonnegative:
             assert values.min() >= 0, name
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DYNAMIC])
+def test_rules_read_onnxruntimes_own_dequantised_values(kind: str) -> None:
+    """Bit for bit: what a DequantizeLinear in the model makes of each integer tensor is what the tape holds."""
+    x = pictures(1, 6)
+    explainer = Explainer(quantised(kind, "residual")[1])
+    graph = explainer.graph
+    names = [name for name, tensor in graph.tensors.items() if tensor.scale is not None and graph.producer(name)]
+    assert len(names) >= 6
+    integers = explainer.activations(x, names)
+    model = onnx.ModelProto.FromString(quantised(kind, "residual")[1])
+    for name in names:
+        tensor = graph.tensor(name)
+        pair = [tensor.scale, tensor.zero_point]
+        for i, (value, dtype) in enumerate(zip(pair, (np.float32, integers[name].dtype), strict=True)):
+            if not isinstance(value, str):
+                pair[i] = f"{name}.{i}"
+                model.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(value, dtype), pair[i]))
+        model.graph.node.append(onnx.helper.make_node("DequantizeLinear", [name, *pair], [f"{name}.read"]))
+    engine = Explainer(model)._engine
+    reads = {f"{name}.read" for name in names}
+    engine.forward.require({*names, *reads})
+    tape = engine.tape(engine.graph, x, {}, [], [*names, *reads])
+    for name in names:
+        assert np.ptp(tape.array(name)) > 0
+        np.testing.assert_array_equal(tape.array(name), tape.array(f"{name}.read"))
+
+
+def test_pictures_of_a_dynamic_model_do_not_see_each_other() -> None:
+    """Its steps come from the range of the batch: a glaring neighbour would coarsen a picture's own. A note says so."""
+    explainer = Explainer(quantised(DYNAMIC, "residual")[1])
+    x = pictures(2, 7)
+    x[1] *= 50
+    both, alone = explainer.explain(x, target=1), explainer.explain(x[:1], target=1)
+    np.testing.assert_array_equal(both.relevance[0], alone.relevance[0])
+    np.testing.assert_array_equal(both.logits[0], alone.logits[0])
+    assert any("range of each batch" in note for note in both.provenance["notes"])
+    scores = {m: explainer.explain(x, target=1, method=m).relevance[0] for m in ("score-cam", "ablation-cam")}
+    for method, found in scores.items():
+        np.testing.assert_array_equal(found, explainer.explain(x[:1], target=1, method=method).relevance[0])
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DYNAMIC])
+def test_a_softmax_between_quantisers_is_stripped(kind: str) -> None:
+    """The explained tensor is what the Softmax reads, in the numbers that its integers stand for."""
+    plain, integer = (Explainer(content) for content in quantised(kind, "softmax_end"))
+    assert integer.graph.head == "Softmax"
+    x = pictures(4, 8)
+    a, b = plain.explain(x, target=2), integer.explain(x, target=2)
+    assert a.logits.min() < 0, "probabilities would not be"
+    np.testing.assert_allclose(b.logits, a.logits, atol=0.1 * np.ptp(a.logits))

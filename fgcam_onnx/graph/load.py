@@ -31,7 +31,7 @@ from fgcam_onnx.folder import model_in
 from fgcam_onnx.graph import wire
 from fgcam_onnx.graph.order import sort_nodes
 
-__all__ = ["ONNX_DOMAINS", "LoadedModel", "captured", "damaged", "load"]
+__all__ = ["ONNX_DOMAINS", "LoadedModel", "captured", "damaged", "light_model", "load"]
 
 ONNX_DOMAINS = ("", "ai.onnx")
 # An initializer of at least this many bytes is held as a NumPy array beside the graph.
@@ -210,10 +210,7 @@ def _load(
     _check_sparse(proto, name)
     if proto.functions:
         proto = _inline(proto, name)
-    for tensor in proto.graph.initializer:
-        if tensor.name not in weights and tensor.ByteSize() >= LARGE and tensor.data_type in (*PLAIN, *HELD):
-            weights[tensor.name] = numpy_helper.to_array(tensor)
-    light = _without(proto, weights)
+    light = light_model(proto, weights)
     sort_nodes(light.graph, captured)
     _check(light, weights, name)
     _check_rounds(light, name)
@@ -475,6 +472,14 @@ def _inlined_nodes(proto: onnx.ModelProto) -> int:
     except CycleError:  # the inliner names it
         return 0
     return sum(sizes.get((n.domain, n.op_type), 1) for n in _all_nodes(proto.graph.node))
+
+
+def light_model(proto: onnx.ModelProto, weights: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """``proto`` without its large initializers, which go to ``weights``."""
+    for tensor in proto.graph.initializer:
+        if tensor.name not in weights and tensor.ByteSize() >= LARGE and tensor.data_type in (*PLAIN, *HELD):
+            weights[tensor.name] = numpy_helper.to_array(tensor)
+    return _without(proto, weights)
 
 
 def _without(proto: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:

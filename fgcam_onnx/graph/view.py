@@ -25,6 +25,7 @@ from fgcam_onnx.graph.passes.base import PassResult
 from fgcam_onnx.graph.passes.decode_integer import decode_integer
 from fgcam_onnx.graph.passes.decode_quantised import DEQUANTIZE, QUANTIZE, decode_quantised
 from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
+from fgcam_onnx.graph.passes.fold_bias import fold_bias
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
 from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
 from fgcam_onnx.graph.passes.fold_pad import fold_pad
@@ -34,7 +35,7 @@ from fgcam_onnx.graph.shapes import concrete_shapes, infer, typed_probe, view_sh
 from fgcam_onnx.graph.signs import nonnegative_tensors
 from fgcam_onnx.graph.sizes import free_shapes, set_sizes_apart
 
-__all__ = ["build_view"]
+__all__ = ["build_view", "constants_folded"]
 
 PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
     decode_quantised,
@@ -43,6 +44,7 @@ PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
     fold_matmul_add,
     fold_standardise,
     fold_strided,
+    fold_bias,
     fold_batch_norm,
 )
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -70,7 +72,8 @@ def build_view(
         return _build(model, output, image, fold_norms)
 
 
-def _build(model: LoadedModel, output: str | None, image: str | None, fold_norms: bool) -> LayerGraph:
+def constants_folded(model: LoadedModel) -> PassResult:
+    """The nodes of ``model`` as layers, without those that are constants."""
     proto = model.proto
     graph = proto.graph
     values = {t.name: numpy_helper.to_array(t) for t in graph.initializer if t.name not in model.weights}
@@ -80,8 +83,11 @@ def _build(model: LoadedModel, output: str | None, image: str | None, fold_norms
     layers, protos = _layers(proto)
     opset = next((o.version for o in proto.opset_import if o.domain in ONNX_DOMAINS), 1)
     view = LayerGraph(layers, _tensors(model, values), inputs, outputs, image="", logits="", opset=opset)
+    return fold_constants(view, values, protos)
 
-    result = fold_constants(view, values, protos)
+
+def _build(model: LoadedModel, output: str | None, image: str | None, fold_norms: bool) -> LayerGraph:
+    result = constants_folded(model)
     view = _with_free_shapes(model, set_sizes_apart(result.graph))
     view, refused = _find_ends(view, output, image), list(result.refused)
     for fold in PASSES if fold_norms else PASSES[:-1]:

@@ -135,7 +135,6 @@ DECODERS: Mapping[str, Decoder] = {
     "com.microsoft::QLinearGlobalAveragePool": _unary("GlobalAveragePool", 1),
     "com.microsoft::QLinearAveragePool": _unary("AveragePool", 11, _POOL, auto_pad="NOTSET", ceil_mode=0,
                                                 count_include_pad=0),
-    "com.microsoft::QLinearReduceMean": _unary("ReduceMean", 13, ("axes", "keepdims"), keepdims=1),
     "com.microsoft::QLinearLeakyRelu": _unary("LeakyRelu", 16, ("alpha",), alpha=0.01),
     "com.microsoft::QLinearSigmoid": _unary("Sigmoid", 13),
     "com.microsoft::QLinearSoftmax": _unary("Softmax", 13, ("axis",), axis=-1),

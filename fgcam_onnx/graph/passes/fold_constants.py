@@ -1,7 +1,8 @@
 """Constants: whatever depends on nothing but constants is a constant.
 
 Resolves Constant nodes, de-duplicated initializers behind Identity, and chains such as Shape -> Gather -> Concat
-where the shape is known. Single nodes are computed by onnx's own reference evaluator.
+where the shape is known, or that part of it which the chain asks for: the channels of a batch of any size. Single
+nodes are computed by onnx's own reference evaluator.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ COMPUTED = frozenset(_COMPUTED.split())
 # Never constant: they draw numbers, or hold a graph of their own.
 LEAVE = {"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"}
 LEAVE |= {"If", "Loop", "Scan", "SequenceMap"}
+# What picks and joins sizes; of a shape that is known in part, a mark for each size that is not goes through these.
+PICKS = ("Concat", "Gather", "Identity", "Slice", "Squeeze", "Unsqueeze")
+MARK = -(1 << 40)
 # Those whose operands spread each other.
 _BROADCASTS = """
     Add And Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or Pow Sub Sum Where Xor
@@ -58,12 +62,15 @@ def fold_constants(
     ``values``: initializers by name. ``protos``: the ONNX nodes by layer name, for evaluation.
     """
     known = dict(values)
+    marked: dict[str, np.ndarray] = {}
     kept: list[Layer] = []
     refused: list[Refusal] = []
     left = largest() + GROWTH * sum(value.nbytes for value in values.values())
     for original in graph.layers:
         layer = replace(original, constants={i: known[name] for i, name in enumerate(original.inputs) if name in known})
         found = evaluate(layer, graph, protos[layer.name])
+        if found is None:
+            found = _picked(layer, graph, protos[layer.name], marked)
         if found is not None and not isinstance(found, Refusal):
             own = sum(value.nbytes for name, value in found.items() if value.base is None)  # else a view of another
             if own <= left:
@@ -75,6 +82,25 @@ def fold_constants(
             refused.append(found)
         kept.append(layer)
     return PassResult(replace(graph, layers=tuple(kept)), len(kept) < len(graph.layers), tuple(refused))
+
+
+def _picked(
+    layer: Layer, graph: LayerGraph, proto: onnx.NodeProto, marked: dict[str, np.ndarray]
+) -> dict[str, np.ndarray] | None:
+    """What ``layer`` picks of shapes that are known in part, if that part is; else noted in ``marked``."""
+    if layer.op == "Shape" and layer.operands and (shape := graph.tensor(layer.inputs[0]).shape) is not None:
+        span = slice(layer.attributes.get("start", 0), layer.attributes.get("end"))
+        marked[layer.output] = np.array([d if isinstance(d, int) else MARK for d in shape[span]], np.int64)
+    if layer.op not in PICKS or not all(layer.inputs[i] in marked for i in layer.operands):
+        return None
+    constants = {**layer.constants, **{i: marked[layer.inputs[i]] for i in layer.operands}}
+    found = evaluate(replace(layer, constants=constants), graph, proto)
+    if found is None or isinstance(found, Refusal):
+        return None
+    if any((value == MARK).any() for value in found.values()):
+        marked.update(found)
+        return None
+    return found
 
 
 def largest() -> int:
