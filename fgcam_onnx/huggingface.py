@@ -2,7 +2,8 @@
 
 A processor is a class with defaults of its own, and the file states what differs from them; so a file without
 ``resample`` means another filter for ConvNext than for ViT. The defaults here are those of transformers 5; the tests
-compare the pixels with its processors on Pillow. (Its processors on torchvision resize with other rounding.)
+compare the pixels with its processors on Pillow. Its processors on torchvision round otherwise when they resize: by at
+most 2 of 255 levels, on average by less than 0.06.
 """
 
 from __future__ import annotations
