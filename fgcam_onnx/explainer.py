@@ -41,6 +41,7 @@ from fgcam_onnx.folder import others_in
 from fgcam_onnx.graph.dense import axis_names
 from fgcam_onnx.graph.layer import LayerGraph
 from fgcam_onnx.graph.load import load
+from fgcam_onnx.graph.precision import model_precision
 from fgcam_onnx.graph.stages import Stage
 from fgcam_onnx.labels import find_labels
 from fgcam_onnx.ledger import Ledger
@@ -127,6 +128,11 @@ class Explainer:
     def precision(self) -> str:
         """Of the descent: "float32", "float64" or "fast"."""
         return self._backend.precision
+
+    @cached_property
+    def model_precision(self) -> str:
+        """Of the model itself, in words: "float16", "int8 (QDQ, weights int8 per channel, activations uint8)"."""
+        return model_precision(self._model)
 
     @property
     def providers(self) -> list[str]:
@@ -573,6 +579,7 @@ class Explainer:
             "input": self.graph.image,
             "output": self.graph.logits,
             "head": self.graph.head,
+            "model_precision": self.model_precision,
             "notes": list(self.notes),
         }
 

@@ -16,6 +16,7 @@ import onnx
 from onnx import defs, helper, numpy_helper
 
 from fgcam_onnx.errors import ModelError, nearest
+from fgcam_onnx.graph.bfloat16 import fold_rounding
 from fgcam_onnx.graph.gates import find_gates
 from fgcam_onnx.graph.image import image_tensors
 from fgcam_onnx.graph.layer import Layer, LayerGraph, Shape, Tensor
@@ -38,6 +39,7 @@ from fgcam_onnx.graph.sizes import free_shapes, set_sizes_apart
 __all__ = ["build_view", "constants_folded"]
 
 PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
+    fold_rounding,
     decode_quantised,
     decode_integer,
     fold_pad,
