@@ -61,7 +61,7 @@ def read(said: str | os.PathLike[str] | Mapping[str, Any]) -> Found:
         return Found(_normal(dict(said), "preprocess"), f"preprocess ({', '.join(map(str, said))})")
     text = os.fspath(said).strip()
     first = text.split(",")[0].strip()
-    is_file = is_there(Path(text)) and first.lower() not in PRESETS
+    is_file = bool(text) and is_there(Path(text)) and first.lower() not in PRESETS
     if not is_file and (first.lower() in PRESETS or "=" in text):
         return Found(in_words(text), f"--preprocess {text}")
     if is_file or text.lower().endswith(".json"):

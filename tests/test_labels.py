@@ -171,6 +171,81 @@ def test_ten_labels_are_ordered_as_numbers(tmp_path: Path) -> None:
     assert find_labels(tmp_path / "m.onnx", {}, 12) == (names, "config.json")
 
 
+QUOTED = ["cat", "jack-o'-lantern", 'the "cat\'s" \\']
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "want"),
+    [
+        ("names", str(dict(enumerate(QUOTED))), QUOTED),
+        ("classes", str(QUOTED), QUOTED),
+        ("class_names", "cat\ndog\nbird\n", ["cat", "dog", "bird"]),
+        ("labels", "0 cat\n1 dog\n2 bird", ["cat", "dog", "bird"]),
+        ("labels", json.dumps({"cat": 1, "dog": 0, "bird": 2}), ["dog", "cat", "bird"]),
+    ],
+)
+def test_forms_of_other_exporters(key: str, text: str, want: list[str]) -> None:
+    """A dict or list as Python prints it (Ultralytics), lines, names to indices."""
+    notes: list[str] = []
+    assert find_labels(None, {key: text}, 3, notes) == (want, f"the model's metadata key {key!r}")
+    assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "want"),
+    [
+        ("labels.json", json.dumps(THREE), THREE),
+        ("labels.json", json.dumps({"labels": 3}), None),
+        ("synset.txt", "n01440764 tench, Tinca tinca\nn02085620 Chihuahua\nx y", ["n01440764 tench, Tinca tinca",
+                                                                               "n02085620 Chihuahua", "x y"]),
+        ("classes.txt", "\ufeffcat\r\ndog\r\nbird\r\n", ["cat", "dog", "bird"]),
+        ("class_names.txt", "0: cat\n1: dog\n2: bird", ["cat", "dog", "bird"]),
+        ("class_names.txt", "1 cat\n2 dog\n3 bird", ["1 cat", "2 dog", "3 bird"]),
+        ("class_names.txt", "0\n1\n2", ["0", "1", "2"]),
+        ("class_indices.json", json.dumps({"cat": 2, "dog": 0, "bird": 1}), ["dog", "bird", "cat"]),
+        ("classes.json", json.dumps({"0": ["n01440764", "tench"], "1": ["n0", "b"], "2": ["n1", "c"]}),
+         ["n01440764 tench", "n0 b", "n1 c"]),
+    ],
+)  # fmt: skip
+def test_names_and_forms_of_files(name: str, text: str, want: list[str] | None, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    notes: list[str] = []
+    assert find_labels(tmp_path / "m.onnx", {}, 3, notes) == (want and (want, name))
+    assert len(notes) == (want is None)
+    if want is not None:
+        assert read_labels(tmp_path / name, 3) == want
+
+
+@pytest.mark.parametrize("first", ["background", "Background", "__background__", "/background/", "dummy"])
+def test_a_background_before_the_classes_is_left_out_and_told(first: str, tmp_path: Path) -> None:
+    """TensorFlow counts 1001 classes of ImageNet: a file with them does not shift a model without the first."""
+    file = tmp_path / "labels.txt"
+    file.write_text("\n".join([first, *THREE]))
+    notes: list[str] = []
+    assert find_labels(tmp_path / "m.onnx", {}, 3, notes) == (THREE, "labels.txt")
+    assert notes == [
+        f"the first of the 4 labels in {str(file)!r} is {first!r}, and the model has 3 classes: it is left out, so "
+        "that label 1 is class 0"
+    ]
+    with pytest.raises(ModelError) as error:
+        read_labels(file, 3)
+    assert str(error.value) == (
+        f"{str(file)!r} has 4 labels, the model has 3 classes\n"
+        f"  next    the first is {first!r}: remove it if the model has no such class"
+    )
+    assert find_labels(tmp_path / "m.onnx", {}, 4) == ([first, *THREE], "labels.txt")
+
+
+def test_one_label_more_that_is_no_background_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("fore\n" + "\n".join(THREE))
+    notes: list[str] = []
+    assert find_labels(tmp_path / "m.onnx", {}, 3, notes) is None
+    assert notes == [f"labels passed over: {str(tmp_path / 'labels.txt')!r} has 4 labels, the model has 3 classes"]
+    (tmp_path / "labels.txt").write_text("\n".join(f"c{i}" for i in range(1000)))
+    assert find_labels(tmp_path / "m.onnx", {}, 1001, notes) is None
+    assert notes[1].endswith("has 1000 labels, the model has 1001 classes, perhaps a background class before them")
+
+
 def test_a_source_that_does_not_fit_is_passed_over_with_a_word(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "labels.txt").write_text("a\nb\n")

@@ -95,12 +95,64 @@ def test_takes_arrays_and_says_what_it_does_not_take() -> None:
     )
 
 
-@pytest.mark.parametrize("resize", ["stretch", "short_side_then_center_crop", "stretch_then_center_crop"])
+def test_cover_fit_and_no_resizing() -> None:
+    """53 wide and 37 high: covering 40 x 20 needs 57 x 40, fitting into it 20 x 14."""
+    cover = Preprocessing(size=(38, 18), resize="cover_then_center_crop", short_side=(40, 20))
+    want = PICTURE.resize((57, 40), Image.Resampling.BILINEAR).crop((20, 1, 38, 39))
+    assert np.array_equal(cover.apply(PICTURE)[1], np.asarray(want))
+    fit = Preprocessing(size=(38, 18), resize="fit_then_pad", short_side=(40, 20), fill=(7, 8, 9))
+    want = Image.new("RGB", (18, 38), (7, 8, 9))
+    want.paste(PICTURE.resize((20, 14), Image.Resampling.BILINEAR).crop((1, 0, 19, 14)), (0, 12))
+    assert np.array_equal(fit.apply(PICTURE)[1], np.asarray(want))
+    as_it_is = Preprocessing(size=(31, 21), resize="center_crop")
+    assert np.array_equal(as_it_is.apply(PICTURE)[1], np.asarray(PICTURE.crop((16, 3, 37, 34))))
+    assert as_it_is.describe().startswith("not resized, centre 31x21 (bilinear)")
+    assert cover.describe().startswith("resized to cover 40x20, centre 38x18")
+    assert fit.describe().startswith("resized to fit 40x20, padded to 38x18 with [7, 8, 9]")
+
+
+@pytest.mark.parametrize(("rounding", "starts"), [("half_even", [0, 0, 1, 2, 2]), ("down", [0, 0, 1, 1, 2])])
+def test_where_a_crop_starts(rounding: str, starts: list[int]) -> None:
+    """Of 0 to 4 pixels too many, an odd one goes to the left or the right as the library has it."""
+    row = Image.fromarray(np.arange(5, dtype=np.uint8).repeat(3).reshape(1, 5, 3))
+    for extra, start in enumerate(starts):
+        recipe = Preprocessing(size=(1, 5 - extra), resize="center_crop", crop_rounding=rounding)
+        assert recipe.apply(row)[1][0, 0, 0] == start
+
+
+def test_a_picture_too_small_grows_or_is_padded() -> None:
+    dot = Image.new("RGB", (4, 2), (100, 100, 100))
+    grown = Preprocessing(size=(4, 4), resize="center_crop").apply(dot)[1]
+    assert (grown == 100).all()
+    padded = Preprocessing(size=(4, 4), resize="center_crop", fill=(1, 2, 3)).apply(dot)[1]
+    assert (padded[[0, 3]] == (1, 2, 3)).all()
+    assert (padded[1:3] == 100).all()
+
+
+def test_the_view_of_a_padded_picture_has_its_edges() -> None:
+    """A map lies where it belongs on the edges too, and a picture keeps its sharpness between them."""
+    recipe = Preprocessing(size=(20, 20), resize="fit_then_pad", fill=(9, 9, 9))
+    view = recipe.view(Image.new("RGB", (200, 100), (100, 100, 100)), side=160)
+    assert view.shape == (160, 160, 3)
+    assert (view[:40] == 9).all()
+    assert (view[120:] == 9).all()
+    assert (view[40:120] == 100).all()
+    upright = Preprocessing(size=(150, 20), resize="center_crop", fill=0)
+    cut = upright.view(Image.new("RGB", (200, 100), (100, 100, 100)))
+    assert cut.shape == (150, 20, 3)
+    assert [int(cut[row, 0, 0]) for row in (24, 25, 124, 125)] == [0, 100, 100, 0]
+
+
+@pytest.mark.parametrize(
+    "resize",
+    ["stretch", "short_side_then_center_crop", "stretch_then_center_crop", "cover_then_center_crop", "center_crop"],
+)
 def test_the_view_is_what_the_model_sees(resize: str) -> None:
     """A smooth picture: the view, brought to the model's size, is the model's picture."""
     yy, xx = np.mgrid[:600, :900]
     pixels = np.stack([xx / 900 * 255, yy / 600 * 255, 128 + 100 * np.sin(xx / 90)], -1).astype(np.uint8)
-    recipe = Preprocessing(size=(160, 120), resize=resize, short_side=None if resize == "stretch" else 200)
+    side = 200 if "_then_" in resize else None
+    recipe = Preprocessing(size=(160, 120), resize=resize, short_side=side)
     view = recipe.view(Image.fromarray(pixels), side=500)
     assert max(view.shape) <= 500
     small = np.asarray(Image.fromarray(view).resize((120, 160), Image.Resampling.BILINEAR)).astype(float)
@@ -284,7 +336,8 @@ def test_models_that_take_no_pictures(shape: tuple[int | None, ...], layout: str
     [
         ({"sizes": 3}, f"no preprocessing option 'sizes'\n  known   {KNOWN}\n  next    did you mean 'size', 'resize'?"),
         ({"resize": "strech"}, "resize is 'strech'\n  known   stretch, short_side_then_center_crop, "
-                               "stretch_then_center_crop, cover_then_center_crop, fit_then_pad, center_crop\n  next    did you mean 'stretch'?"),
+                               "stretch_then_center_crop, cover_then_center_crop, fit_then_pad, center_crop\n"
+                               "  next    did you mean 'stretch'?"),
         ({"size": 0}, "size is 0\n  known   a number of pixels from 1 to 8192"),
         ({"size": (1, 2, 3)}, "size is (1, 2, 3)\n  known   one number of pixels, or height and width"),
         ({"scale": 0}, "scale is 0\n  known   a finite number other than 0"),
