@@ -95,7 +95,7 @@ class Explainer:
         self.graph: LayerGraph = self._engine.graph
         self.notes: list[str] = self._engine.notes
         if isinstance(model, (str, os.PathLike)) and self.path is not None and Path(model) != self.path:
-            self.notes += filter(None, [others_in(Path(model), self.path)])
+            self.notes += filter(None, [others_in(self.path)])
         self._forward = self._engine.forward
         self._plans = self._engine.plans
         classes = self.num_classes

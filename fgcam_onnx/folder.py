@@ -53,10 +53,10 @@ def model_in(folder: Path) -> Path:
     )
 
 
-def others_in(folder: Path, model: Path) -> str | None:
-    """A sentence for the user where the folder holds further models beside the one that was taken."""
+def others_in(model: Path) -> str | None:
+    """A sentence for the user where further models lie beside the one that was taken from a folder."""
     others = [path.name for path in _models(model.parent) if path != model]
-    return f"of {folder} {model.name} is taken; it also holds {_some(others)}" if others else None
+    return f"{model} is taken; beside it lie {_some(others)}" if others else None
 
 
 def _models(folder: Path) -> list[Path]:

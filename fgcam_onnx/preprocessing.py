@@ -107,7 +107,8 @@ def choose(
     for each in over:
         recipe = _over(recipe, each, fixed, _axes(input_shape, layout))
     if layout != read_as:
-        recipe = replace(recipe, notes=(*recipe.notes, f"layout {layout} is as stated; the graph reads its input as {read_as}"))
+        told = f"layout {layout} is as stated; the graph reads its input as {read_as}"
+        recipe = replace(recipe, notes=(*recipe.notes, told))
     if channels is not None and recipe.channels != channels:
         raise OptionError(
             f"color {recipe.color} gives {channels_of(recipe.channels)}, the model takes {channels}",

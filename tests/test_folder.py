@@ -106,7 +106,7 @@ def test_a_folder_that_is_called_like_a_model(tmp_path: Path) -> None:
 def test_the_explainer_says_what_it_passed_over(tmp_path: Path) -> None:
     saved(tmp_path, "model.onnx", "model_fp16.onnx", "model_quantized.onnx")
     explainer = opened(tmp_path)
-    note = f"of {tmp_path} model.onnx is taken; it also holds model_fp16.onnx, model_quantized.onnx"
+    note = f"{tmp_path / 'model.onnx'} is taken; beside it lie model_fp16.onnx, model_quantized.onnx"
     assert explainer.notes == [note]
     assert opened(str(tmp_path / "model.onnx")).notes == []
     assert explainer.sha256 == opened(tmp_path / "model.onnx").sha256
