@@ -317,21 +317,24 @@ def test_operators_without_a_rule() -> None:
 
 @pytest.mark.parametrize("captured", [True, False], ids=["captured", "given"])
 def test_a_subgraph_on_the_path(captured: bool) -> None:
-    """Its branches read activations as their own names, not as inputs of the node: no relevance may slip past it."""
+    """Its branches read activations as their own names, not as inputs of the node: no relevance may slip past it.
+
+    ``captured``: they alone do; else the condition is computed from the activation as well.
+    """
     inner = helper.make_graph(
         [helper.make_node("Relu", ["conv1.y"], ["inner"])], "branch", [], [onnx.ValueInfoProto(name="inner")]
     )
     net = Net()
     x = net.conv("conv1", "image", 3, 6)
-    condition = np.asarray(True)
-    if not captured:
-        total = net.node("ReduceSum", "total", x, keepdims=0)
-        condition = net.node("Greater", "condition", total, np.asarray(0.0))
+    read = net.input("bias", ()) if captured else x
+    total = net.node("ReduceSum", "total", read, keepdims=0)
+    condition = net.node("Greater", "condition", total, np.asarray(0.0))
     x = net.node("If", "middle", condition, then_branch=inner, else_branch=inner)
     model = net.model(net.head(net.relu("relu2", net.conv("conv2", net.node("Add", "sum", x, "conv1.y"), 6, 8)), 8))
     explainer = Explainer(model)
     assert "middle" in [gap.node for gap in explainer.coverage().gaps]
-    text = caught(UnsupportedOpError, lambda: explainer.explain(tiny_models.pictures(model)))
+    others = {"bias": np.float32(1)} if captured else None
+    text = caught(UnsupportedOpError, lambda: explainer.explain(tiny_models.pictures(model), inputs=others))
     assert text.splitlines()[0].startswith(
         "no relevance rule for If-16: it runs a subgraph, whose activations cannot be read from outside: "
         "export the model without control flow"
