@@ -134,7 +134,8 @@ def _find_l(graph: LayerGraph, cuts: list[str], dense: bool, shapes: Shapes) -> 
             raise ModelError(
                 f"the model is quantised: {len(quantised)} of its layers compute in int8 ({quantised[0].op})",
                 at=f"first at node {quantised[0].name!r}",
-                known="the descent walks float layers; integer ones have no rule yet",
+                known=next((r.reason for r in graph.refusals if r.node == quantised[0].name), None)
+                or "the descent walks float layers, and this one could not be read as one",
                 next="explain the float model that this one was made from",
             )
         raise ModelError(
