@@ -127,6 +127,8 @@ def test_a_picture_too_small_grows_or_is_padded() -> None:
     padded = Preprocessing(size=(4, 4), resize="center_crop", fill=(1, 2, 3)).apply(dot)[1]
     assert (padded[[0, 3]] == (1, 2, 3)).all()
     assert (padded[1:3] == 100).all()
+    assert Preprocessing(fill=7).fill == (7, 7, 7)
+    assert choose({"fill": 7}).to_dict()["fill"] == [7, 7, 7]
 
 
 def test_the_view_of_a_padded_picture_has_its_edges() -> None:

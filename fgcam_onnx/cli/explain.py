@@ -565,7 +565,7 @@ class Run:
             return None
         return (
             f"no class stands out: the most likely of {n} has p = {best:.4f}. Does the picture become the input as in "
-            "training? --color, --scale, --mean and --std say how"
+            "training? --preprocess says how: caffe, tf, torch ..."
         )
 
     def _seen(self, e: Explanation, index: tuple[int, ...]) -> dict[str, Any]:
