@@ -19,7 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,17 @@ import numpy.typing as npt
 import onnx
 
 import fgcam_onnx
-from fgcam_onnx import runtime
+from fgcam_onnx import presets, runtime
 from fgcam_onnx.errors import ExportError, FgcamError, OptionError, OutputError
 from fgcam_onnx.exporters import packages
 from fgcam_onnx.exporters.proof import compare, pictures
 from fgcam_onnx.labels import read_labels
 from fgcam_onnx.preprocessing import Preprocessing, choose
 
-__all__ = ["IMAGES", "TOLERANCE", "Exported", "Source", "in_batches", "rescaled", "write"]
+__all__ = ["IMAGES", "TOLERANCE", "Exported", "Source", "in_batches", "write"]
 
 Array = npt.NDArray[Any]
+Asked = Preprocessing | Mapping[str, Any] | str | os.PathLike[str] | None
 TOLERANCE = 1e-4
 # The converters trace with one or two pictures; three show a batch that was taken for a constant.
 IMAGES = 3
@@ -96,7 +97,7 @@ def write(
     output: str | os.PathLike[str],
     *,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
-    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    preprocessing: Asked = None,
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> Exported:
@@ -105,8 +106,8 @@ def write(
     The proof: ``IMAGES`` random pictures (``seed``) go through both; max|source - file| / max|source| over all scores
     has to be at most ``tolerance``. It is recorded in the file's metadata key ``proof``.
 
-    ``labels``: names or a file of them, instead of the source's own. ``preprocessing``: a whole recipe, or single
-    fields that replace those of the source.
+    ``labels``: names or a file of them, instead of the source's own. ``preprocessing``: a whole recipe, single
+    fields that replace those of the source, or what ``--preprocess`` takes: a preset, words, a JSON file.
 
     Raises:
         ExportError: the model does not run, the converter fails, or the file computes something else.
@@ -123,6 +124,8 @@ def write(
     notes = [*source.notes, *_doubts(expected, tolerance)]
     if recipe is None:
         notes.append("no preprocessing is known: give it here, or to fgcam explain")
+    else:
+        notes += recipe.notes
 
     # In the target's own folder: a rename within a file system is one step, a copy to another is not.
     work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -137,7 +140,7 @@ def write(
             "source": source.name,
             "versions": json.dumps(used),
             "proof": json.dumps(proof),
-            "preprocessing": None if recipe is None else json.dumps(recipe.to_dict()),
+            "preprocessing": None if recipe is None else json.dumps(_fields(recipe)),
             "labels": None if names is None else json.dumps(names, ensure_ascii=False),
         }
         _save(model, record, work, target)
@@ -148,14 +151,6 @@ def write(
     return Exported(
         target, source.name, difference, tolerance, *shapes, source.layout, opset, used, recipe, kept, tuple(notes)
     )
-
-
-def rescaled(recipe: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The same preprocessing for another size: what is cut away keeps its share."""
-    out = {**recipe, "size": size}
-    if recipe.get("short_side") is not None:
-        out["short_side"] = max(1, round(recipe["short_side"] * min(size) / min(recipe["size"])))
-    return out
 
 
 # ---------------------------------------------------------------------------------------------------- before
@@ -172,36 +167,32 @@ def _target(output: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _recipe(source: Source, asked: Preprocessing | Mapping[str, Any] | None) -> Preprocessing | None:
+def _recipe(source: Source, asked: Asked) -> Preprocessing | None:
     """The source's recipe with the fields that were asked for, checked against the model's input."""
-    given = asked.to_dict() if isinstance(asked, Preprocessing) else dict(asked or {})
-    given = {key: value for key, value in given.items() if value is not None}
-    layout, origin = given.pop("layout", source.layout), given.pop("source", None)
-    shape = (None, *source.input_shape)
+    given, origin = _asked(asked)
+    layout = given.pop("layout", source.layout)
     if layout != source.layout:
-        raise OptionError(
-            f"the preprocessing is for {layout}, the model takes {source.layout}", known=f"its input is {_axes(source)}"
-        )
+        what = f"the preprocessing is for {layout}, the model takes {source.layout}"
+        raise OptionError(what, known=f"its input is {_axes(source)}")
     if source.recipe is None and not given:
         return None
     found = dict(source.recipe or {})
-    _fits(source, found)
-    metadata = {"preprocessing": json.dumps({k: v for k, v in found.items() if k != "source"})} if found else {}
-    recipe = choose(given, metadata=metadata, input_shape=shape, layout=source.layout)
-    name = str(found.get("source") or source.name)
+    name = str(found.pop("source", source.name))
+    metadata = {"preprocessing": json.dumps(found)} if found else {}
+    recipe = choose(given, metadata=metadata, input_shape=(None, *source.input_shape), layout=source.layout)
     if given:
-        replaced = ", ".join(given)
-        name = f"{name}, with {replaced} as given" if found else str(origin or "options")
-    return Preprocessing(**{**recipe.to_dict(), "source": name})
+        name = f"{name}, with {', '.join(given)} as given" if found else origin
+    return replace(recipe, source=name, file=None, sha256=None)
 
 
-def _fits(source: Source, found: Mapping[str, Any]) -> None:
-    """A framework's own recipe for another size, or another number of channels, than its model has."""
-    if "size" in found:
-        axes = source.input_shape[1:] if source.layout == "NCHW" else source.input_shape[:2]
-        if any(side is not None and side != want for side, want in zip(axes, found["size"], strict=True)):
-            h, w = found["size"]
-            raise OptionError(f"the preprocessing makes pictures of {h}x{w}, the model takes {_axes(source)}")
+def _asked(asked: Asked) -> tuple[dict[str, Any], str]:
+    """Fields of a recipe, and where they are from."""
+    if isinstance(asked, Preprocessing):
+        return {key: value for key, value in asked.to_dict().items() if key not in presets.ABOUT}, asked.source
+    if isinstance(asked, (str, os.PathLike)):
+        found = presets.read(asked)
+        return dict(found.fields), found.source
+    return {key: value for key, value in (asked or {}).items() if value is not None}, "options"
 
 
 def _axes(source: Source) -> str:
@@ -326,6 +317,10 @@ def _ends(model: onnx.ModelProto, source: Source, dtype: Any) -> tuple[tuple[int
     if kind != dtype:
         raise ExportError(f"the exported file takes {kind}, {source.name} takes {dtype}")
     return shape, _shape(model.graph.output[0])
+
+
+def _fields(recipe: Preprocessing) -> dict[str, Any]:
+    return {key: value for key, value in recipe.to_dict().items() if key in (*presets.FIELDS, "source")}
 
 
 def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...]:

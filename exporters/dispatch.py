@@ -11,7 +11,6 @@ from typing import Any
 from fgcam_onnx.errors import ExportError, OptionError, nearest
 from fgcam_onnx.exporters import base
 from fgcam_onnx.exporters import weights as weight_words
-from fgcam_onnx.preprocessing import Preprocessing
 
 __all__ = ["KINDS", "export", "find"]
 
@@ -38,7 +37,7 @@ def export(
     classes: int | None = None,
     opset: int | None = None,
     labels: Sequence[str] | str | os.PathLike[str] | None = None,
-    preprocessing: Preprocessing | Mapping[str, Any] | None = None,
+    preprocessing: base.Asked = None,
     tolerance: float = base.TOLERANCE,
     seed: int = 0,
 ) -> base.Exported:
@@ -72,7 +71,9 @@ def find(source: Any, *, seed: int = 0, **options: Any) -> base.Source:
         if not name:
             raise OptionError(f"{source!r} names no model", next=f"for example {KINDS[kind][2]}")
         file, function, _ = KINDS[kind]
-        return _call(file, function, name, options, seed)
+        if weight_words.random(options.get("weights")):
+            import_module(f"fgcam_onnx.exporters.{file}").seed(seed)
+        return _call(file, function, name, options)
     path = Path(source)
     if path.exists() or path.suffix or "/" in source:
         return _from_path(path, options)
@@ -81,11 +82,9 @@ def find(source: Any, *, seed: int = 0, **options: Any) -> base.Source:
     raise OptionError(f"no source {source!r}", known=f"{examples}, or a path", next=near or None)
 
 
-def _call(file: str, function: str, what: Any, options: Mapping[str, Any], seed: int = 0) -> base.Source:
+def _call(file: str, function: str, what: Any, options: Mapping[str, Any]) -> base.Source:
     module = import_module(f"fgcam_onnx.exporters.{file}")
     given = {key: value for key, value in options.items() if value is not None}
-    if weight_words.random(given.get("weights")):
-        module.seed(seed)
     found = getattr(module, function)(what, **given)
     assert isinstance(found, base.Source)
     return found

@@ -47,7 +47,9 @@ def load(
     known = [each for each in dir(applications) if each[0].isupper()]
     if name not in known:
         raise OptionError(
-            f"keras.applications has no {name!r}", known=", ".join(known), next=nearest(name, known) or None
+            f"keras.applications has no {name!r}",
+            known=packages.brief(", ".join(known), 120),
+            next=nearest(name, known) or None,
         )
     own = weight_words.random(weights) or weight_words.is_file(weights)
     if not own and weights is not None and weights.lower() not in ("default", "imagenet"):

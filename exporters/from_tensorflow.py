@@ -85,7 +85,10 @@ def _picture(signature: Any, folder: Path) -> tuple[str, Any]:
     specs = list(inputs.items())
     if len(specs) == 1 and len(outputs) == 1 and specs[0][1].shape.rank == 4:
         return specs[0]
-    ends = [f"{name} {each.shape}" for name, each in specs], [f"{name} {each.shape}" for name, each in outputs.items()]
+    ends = (
+        [f"{name} {each.shape}" for name, each in specs],
+        [f"{name} {each.shape}" for name, each in sorted(outputs.items())],
+    )
     raise ExportError(
         f"the SavedModel {str(folder)!r} does not take one picture and give one array",
         known=f"takes {', '.join(ends[0])}; gives {', '.join(ends[1])}",

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fgcam_onnx import timm_config
 from fgcam_onnx.errors import OptionError, nearest
 from fgcam_onnx.exporters import from_torch, packages
 from fgcam_onnx.exporters import weights as weight_words
-from fgcam_onnx.exporters.base import Source, rescaled
+from fgcam_onnx.exporters.base import Source
 from fgcam_onnx.exporters.from_torch import seed
 
 __all__ = ["load", "seed"]
 
-NEEDS = ("timm", "torch", "onnxscript")
-CROPS = {"center": "short_side_then_center_crop", "squash": "stretch_then_center_crop"}
+NEEDS = ("timm", "onnxscript", "torch")
 
 
 def load(
@@ -65,11 +66,7 @@ def load(
         from_torch.load_state(module, weights)
 
     config = import_module("timm.data").resolve_data_config({}, model=module)
-    recipe, notes = _recipe(config, name), () if not own else (f"preprocessing is that of timm's {name}",)
-    if recipe is None:
-        notes = (f"timm's crop mode {config['crop_mode']!r} has no counterpart here: give the preprocessing",)
-    elif size is not None:
-        recipe = rescaled(recipe, size)
+    recipe = _recipe(config, name)
     labels = None if own else _labels(module)
     word = str(weights or "DEFAULT")
     return from_torch.load(
@@ -80,29 +77,14 @@ def load(
         needs=NEEDS,
         recipe=recipe,
         labels=labels,
-        notes=notes,
+        notes=(f"preprocessing is that of timm's {name}: are these weights used so?",) if own else (),
     )
 
 
-def _recipe(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """The fields of Preprocessing from timm's ``input_size, crop_pct, crop_mode, interpolation, mean, std``.
-
-    None for the crop mode ``border``, which adds a frame.
-    """
-    channels, *size = config["input_size"]
-    if config["crop_mode"] not in CROPS:
-        return None
-    return {
-        "size": tuple(size),
-        "resize": CROPS[config["crop_mode"]],
-        "short_side": int(min(size) / config["crop_pct"]),  # timm cuts the fraction off: 224 / 0.95 is 235
-        "interpolation": config["interpolation"],
-        "color": "GRAY" if channels == 1 else "RGB",
-        "scale": 1 / 255,
-        "mean": tuple(config["mean"]),
-        "std": tuple(config["std"]),
-        "source": f"timm {name}",
-    }
+def _recipe(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The fields of Preprocessing: timm's configuration read as the engine reads it in a ``config.json``."""
+    record = {"pretrained_cfg": json.loads(json.dumps(config))}
+    return {**timm_config.find(record, Path(f"configuration of {name}")).fields, "source": f"timm {name}"}
 
 
 def _labels(module: Any) -> list[str] | None:

@@ -17,7 +17,7 @@ from fgcam_onnx.exporters.base import Source
 
 __all__ = ["channels", "load", "load_factory", "load_object", "load_state", "seed"]
 
-NEEDS = ("torch", "onnxscript")
+NEEDS = ("onnxscript", "torch")
 # Entries of a training checkpoint that hold the state dict, and what wrappers put before its names.
 NESTED = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")

@@ -9,12 +9,12 @@ from typing import Any
 from fgcam_onnx.errors import OptionError, nearest
 from fgcam_onnx.exporters import from_torch, packages
 from fgcam_onnx.exporters import weights as weight_words
-from fgcam_onnx.exporters.base import Source, rescaled
+from fgcam_onnx.exporters.base import Source
 from fgcam_onnx.exporters.from_torch import seed
 
 __all__ = ["load", "names", "seed"]
 
-NEEDS = ("torchvision", "torch", "onnxscript")
+NEEDS = ("torchvision", "onnxscript", "torch")
 
 
 def names() -> list[str]:
@@ -64,12 +64,10 @@ def load(
 
     recipe = _recipe((chosen or published.DEFAULT).transforms(), f"torchvision {chosen or published.DEFAULT}")
     notes = () if chosen is not None else (f"preprocessing is that of {published.DEFAULT}: are these weights used so?",)
-    if size is not None:
-        recipe = rescaled(recipe, size)
     word = weights if own and weights is not None else str(weights or "DEFAULT")
     return from_torch.load(
         module,
-        input_shape=(3, *recipe["size"]),
+        input_shape=(3, *(size or recipe["size"])),
         opset=opset,
         name=f"torchvision:{name} weights={Path(word).name}",
         needs=NEEDS,

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator
 
-from fgcam_onnx.errors import ExportError
+from fgcam_onnx.errors import ExportError, FgcamError
 from fgcam_onnx.exporters.packages import brief
 
 __all__ = ["FILES", "downloading", "is_file", "random"]
@@ -33,6 +33,8 @@ def downloading(what: str) -> Iterator[None]:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # progress is no result
             yield
+    except FgcamError:
+        raise
     except Exception as error:
         raise ExportError(
             f"the weights {what} could not be fetched",

@@ -56,6 +56,15 @@ def export(
             help="Height and width of the input: 224 or 224x320.", rich_help_panel=_PICTURE, show_default=False
         ),
     ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS|FILE",
+            help="A preset (caffe, tf, torch, imagenet ...), key=value words, or a JSON file; the options below win.",
+            rich_help_panel=_PICTURE,
+            show_default=False,
+        ),
+    ] = None,
     resize: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +99,7 @@ def export(
 
     The source model and the file answer the same pictures; where scores differ there is an error, and no file.
     """
-    preprocessing = {
+    given = {
         "resize": resize,
         "short_side": short_side,
         "interpolation": interpolation,
@@ -99,8 +108,9 @@ def export(
         "mean": None if mean is None else [number("mean", word) for word in mean.split(",")],
         "std": None if std is None else [number("std", word) for word in std.split(",")],
     }
-    from fgcam_onnx import exporters
+    from fgcam_onnx import exporters, presets
 
+    said = {} if preprocess is None else dict(presets.read(preprocess).fields)
     done = exporters.export(
         source,
         output,
@@ -109,7 +119,7 @@ def export(
         classes=classes,
         opset=opset,
         labels=labels,
-        preprocessing=preprocessing,
+        preprocessing=said | {key: value for key, value in given.items() if value is not None},
         tolerance=tolerance,
         seed=seed,
     )
