@@ -159,6 +159,20 @@ def where(net: Integer) -> str:
     return net.node("QLinearWhere", inputs)
 
 
+def constants_joined(op: str) -> Callable[[Integer], str]:
+    """The second operand is a constant."""
+
+    def make(net: Integer) -> str:
+        c = net.weight("c", RNG.integers(0, 100, SHAPE).astype(net.dtype))
+        operands = [net.x, "x.scale", "x.zero", c, *net.scale("c", 0.09, 7)]
+        if op == "QLinearConcat":
+            return net.node(op, [*net.scale("y", 0.07, net.zero), *operands], axis=1)
+        yes = net.weight("yes", RNG.integers(0, 2, (1, 1, 6, 5)).astype(bool))
+        return net.node(op, [yes, *operands, *net.scale("y", 0.08, net.zero)])
+
+    return make
+
+
 def unary(op: str, step: float, zero: int | None = None, **attributes: Any) -> Callable[[Integer], str]:
     def make(net: Integer) -> str:
         point = net.zero if zero is None else zero - (0 if net.dtype.kind == "u" else 128)
@@ -186,6 +200,8 @@ CASES: dict[str, Callable[[Integer], str]] = {
     "mul by a constant": constant_operand,
     "concat": concat,
     "where": where,
+    "concat of a constant": constants_joined("QLinearConcat"),
+    "where of a constant": constants_joined("QLinearWhere"),
     "global average pool": unary("QLinearGlobalAveragePool", 0.02),
     "average pool": unary("QLinearAveragePool", 0.05, kernel_shape=[3, 2], pads=[1, 0, 1, 0], strides=[2, 1]),
     "average pool, padding counts": unary(
@@ -216,6 +232,68 @@ def test_the_view_computes_what_the_integers_do(name: str, dtype: Any) -> None:
     step = float(numpy_helper.to_array(next(t for t in net.weights if t.name == "y.scale")))
     assert np.ptp(expected) > 3 * step, "the case says nothing"
     assert np.abs(expected - found).max() <= 0.501 * step + 1e-6
+
+
+def test_a_gemm_that_gives_floats() -> None:
+    """Without a scale of its output it rounds nothing."""
+    net = Integer()
+    gemm(net, transposed=True)
+    del net.nodes[-1].input[7:]
+    model = net.model(net.nodes[-1].output[0])
+    graph = build_view(load(model))
+    assert [layer.op for layer in graph.layers] == ["Identity", "Flatten", "Gemm"]
+    x = net.picture()
+    expected = run(model, x)
+    np.testing.assert_allclose(run(written_out(graph, SHAPE), x), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_zero_point_that_is_left_out() -> None:
+    """It is 0, of the type that opset 21's ``output_dtype`` names: the range of the integers depends on it."""
+    for dtype, low in ((TensorProto.INT8, -128), (TensorProto.INT16, -(2**15)), (0, 0)):
+        net = Integer()
+        floats = net.node("Neg", ["image"], domain="")
+        given = {"output_dtype": dtype} if dtype else {}
+        q = net.node("QuantizeLinear", [floats, net.weight("y.scale", np.float32(0.1))], domain="", **given)
+        model = net.model(net.node("DequantizeLinear", [q, "y.scale"], domain=""))
+        model.opset_import[0].version = 21
+        model.ir_version = 10
+        (clamp,) = (layer for layer in build_view(load(model)).layers if layer.op == SATURATE)
+        assert clamp.attributes["low"] == pytest.approx(low * 0.1, rel=1e-6)
+
+
+def test_pairs_of_the_other_domain() -> None:
+    """com.microsoft has QuantizeLinear too, for 16 bits before opset 21."""
+    net = Integer()
+    q = net.node("QuantizeLinear", [net.node("Neg", ["image"], domain=""), *net.scale("y", 0.001, 0, np.int16)])
+    w = net.node("DequantizeLinear", [net.weight("w", np.arange(4, dtype=np.int16).reshape(1, 4, 1, 1)),
+                                      *net.scale("w", [0.1, 0.2, 0.3, 0.4], [0] * 4, np.int16)], axis=1)  # fmt: skip
+    model = net.model(net.node("Mul", [net.node("DequantizeLinear", [q, "y.scale", "y.zero"]), w], domain=""))
+    graph = build_view(load(model))
+    assert [layer.op for layer in graph.layers if layer.op != "Identity"] == ["Neg", SATURATE, "Mul"]
+    np.testing.assert_allclose(graph.layers[-1].constants[1].ravel(), [0, 0.2, 0.6, 1.2], rtol=1e-6)
+    x = net.picture()
+    np.testing.assert_allclose(run(written_out(graph, SHAPE), x), run(model, x), atol=0.51e-3)
+
+
+def test_what_is_not_decoded_says_why() -> None:
+    """A scale for each channel of an activation, channels-last pools, and weights that are computed."""
+    net = Integer()
+    q = net.node(
+        "QuantizeLinear", ["image", *net.scale("c", [0.1] * 4, [0] * 4)], domain="", axis=1
+    )  # fmt: skip
+    graph = build_view(load(net.model(net.node("DequantizeLinear", [q, "c.scale", "c.zero"], domain="", axis=1))))
+    assert any("has a scale for each channel" in refusal.reason for refusal in graph.refusals)
+
+    net = Integer()
+    y = unary("QLinearGlobalAveragePool", 0.02, channels_last=1)(net)
+    graph = build_view(load(net.model(net.read(y))))
+    assert [refusal.reason for refusal in graph.refusals] == ["it works on channels-last tensors"]
+
+    net = Integer()
+    y = conv(net)
+    net.nodes[-1].input[3] = net.x
+    graph = build_view(load(net.model(net.read(y))))
+    assert [refusal.reason for refusal in graph.refusals] == ["operand 3 is computed in the graph"]
 
 
 # --- sums that the graph scales itself ------------------------------------------------------------------------------

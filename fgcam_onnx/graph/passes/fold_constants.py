@@ -120,6 +120,8 @@ def evaluate(layer: Layer, graph: LayerGraph, proto: onnx.NodeProto) -> dict[str
         if shape is not None and all(isinstance(d, int) for d in shape[span]):
             return {layer.output: np.array(shape[span], np.int64)}
         return None
+    if layer.op == "com.microsoft::DequantizeLinear":
+        layer = replace(layer, op="DequantizeLinear")
     if layer.operands or layer.op not in COMPUTED:
         constant = not layer.operands and layer.constants and layer.op not in LEAVE
         return refuse(layer, f"a constant, but {layer.op} is not computed here") if constant else None
