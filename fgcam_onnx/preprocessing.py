@@ -155,15 +155,15 @@ def _over(recipe: Preprocessing, said: Found, fixed: Sides, axes: str) -> Prepro
             kind = choice("resize", given["resize"], RESIZES)
             if kind in (STRETCH, CROP):
                 given["short_side"] = None
-            elif kind == SHORT_SIDE and isinstance(given.get("short_side"), tuple):
-                given["short_side"] = min(given["short_side"])
+            elif kind == SHORT_SIDE and "short_side" not in said.fields:  # a source that states both sides
+                side = given.get("short_side", recipe.short_side)
+                given["short_side"] = min(side) if isinstance(side, tuple) else side
         elif given.get("short_side") is not None and recipe.resize == STRETCH:
             given["resize"] = SHORT_SIDE
         _recolor(recipe, given)
         if said.file is not None:
             given |= {"file": str(said.file), "sha256": said.sha256}
-        notes = (*recipe.notes, *said.notes)
-        return replace(recipe, **given, notes=notes, source=f"{said.source} over {recipe.source}")
+        return replace(recipe, **given, source=f"{said.source} over {recipe.source}")
     except OptionError as error:
         if at is None or error.at is not None:
             raise

@@ -53,6 +53,18 @@ def test_a_preset_leaves_the_geometry_and_imagenet_does_not() -> None:
     assert (whole.size, whole.resize, whole.short_side, whole.color) == ((64, 64), "stretch", None, "RGB")
 
 
+def test_another_kind_of_resizing_over_a_source_that_states_both_sides() -> None:
+    both = {"size": [20, 30], "resize": "stretch_then_center_crop", "short_side": [24, 40]}
+    told = {"preprocessing": json.dumps(both)}
+    kind = "short_side_then_center_crop"
+    assert choose(preprocess=f"resize={kind}", metadata=told).short_side == 24
+    assert choose(preprocess=f"resize={kind},size=10x15", metadata=told).short_side == 12
+    assert choose(preprocess="resize=stretch", metadata=told).short_side is None
+    assert choose(preprocess="size=10x15", metadata=told).short_side == (12, 20)
+    with pytest.raises(OptionError, match=r"short_side is \[1, 2\]"):
+        choose(preprocess=f"resize={kind},short_side=1,2", metadata=told)
+
+
 def test_presets_for_one_channel() -> None:
     grey = {"input_shape": ("n", 1, 28, 28)}
     assert choose(preprocess="tf", **grey).mean == (1.0,)
