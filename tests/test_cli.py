@@ -52,6 +52,7 @@ class FakeExplainer:
         self.labels, self.labels_source = self.names, "a fake" if self.names else None
         self.output_name, self.output_shape, self.output_axes = "scores", ("n", 3), ("axis 1",)
         self.dense, self.other_inputs, self.outputs = False, {}, {"scores": ("n", 3)}
+        self.model_precision = "float16"
         self.calls: list[dict[str, Any]] = []
         FakeExplainer.last = self
 
@@ -180,6 +181,7 @@ def test_inspect(run: Run, fake: type[FakeExplainer]) -> None:
     assert (code, err) == (0, "")
     assert out == (
         f"model      m.onnx   1.2 kB   sha256 {'5e' * 32}\n"
+        "numbers    float16\n"
         "input      data   [n, 3, 8, 12] NCHW float32\n"
         "pictures   stretched to 8x12 (bilinear), RGB, (v/255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], NCHW; "
         "from the ImageNet default\n"

@@ -180,3 +180,15 @@ def test_a_classifier_without_learned_weights_behind_any_space() -> None:
     assert caught.value.what.startswith("no layer to start from: ")
     e = Explainer(model).explain(tiny_models.pictures(model), start="relu.y")
     assert e.start == "relu.y"
+
+
+def test_the_picture_turned_or_quantised_is_no_stage_of_its_own() -> None:
+    """A Transpose to channels first, a QuantizeLinear: their map would be the picture's once more."""
+    from test_quantised import DYNAMIC, quantised
+
+    assert [stage.name for stage in Explainer(tiny_models.nhwc()).layers()] == ["image", "relu1.y", "to_nhwc.y"]
+    for kind in ("qoperator", "qdq", DYNAMIC):
+        stages = Explainer(quantised(kind, "residual")[1]).layers()
+        assert [stage.scale for stage in stages] == [1.0, 1.0, 0.5]
+        assert stages[0].name == "image"
+        assert "image" not in stages[1].name

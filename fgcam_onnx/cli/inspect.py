@@ -72,6 +72,7 @@ def _record(explainer: Explainer) -> dict[str, Any]:
         "bytes": None if explainer.path is None else explainer.path.stat().st_size,
         "sha256": explainer.sha256,
         "metadata": dict(explainer.metadata),
+        "model_precision": explainer.model_precision,
         "input": {
             "name": explainer.input_name,
             "shape": list(explainer.input_shape),
@@ -136,6 +137,7 @@ def _print(explainer: Explainer) -> None:
     say.facts(
         [
             ("model", f"{explainer.path.name}   {say.size(explainer.path.stat().st_size)}   sha256 {explainer.sha256}"),
+            ("numbers", explainer.model_precision),
             ("input", f"{explainer.input_name}   {shape}"),
             *_ends(explainer),
             ("pictures", pictures),

@@ -60,7 +60,8 @@ def find_stages(graph: LayerGraph, *, dense: bool = False, shapes: Shapes | None
             continue
         producer = graph.producer(following)
         pooled = producer is not None and producer.op in POOLS
-        chosen.append(following if pooled else name)
+        if pooled or not graph.tensor(name).from_image:  # the picture again, turned or quantised
+            chosen.append(following if pooled else name)
     chosen.append(last)
     return tuple(_stage(graph, name, name == last) for name in dict.fromkeys(chosen))
 
