@@ -330,16 +330,8 @@ def test_fgcam_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_json_alone_is_on_stdout(tmp_path: Path) -> None:
     """In a process of its own: frameworks print, also from C++, and none of that is on stdout."""
-    words = [
-        "torch:test_export_torch:own_net",
-        "--size",
-        "20",
-        "-o",
-        str(tmp_path / "m.onnx"),
-        "--json",
-        "--std",
-        "0.25",
-    ]
+    words = ["torch:test_export_torch:own_net", "--size", "20", "-o", str(tmp_path / "m.onnx"), "--json"]
+    words += ["--preprocess", "tf", "--std", "0.25"]
     done = subprocess.run(
         [sys.executable, "-m", "fgcam_onnx", "export", *words],
         capture_output=True,
