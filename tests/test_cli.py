@@ -284,6 +284,7 @@ def test_explain_says_what_it_chose(run: Run, fake: type[FakeExplainer]) -> None
     # softmax of (200, 10, 20) / 255
     assert out == (
         f"model      m.onnx   sha256 {'5e' * 6}\n"
+        "numbers    float16\n"
         "input      data [n, 3, 8, 12]   stretched to 8x12 (bilinear), RGB, v/255, NCHW; "
         "from options (scale, mean, std) over the ImageNet default\n"
         f"method     fg-grad-cam   {summary()}\n"

@@ -693,6 +693,7 @@ class Run:
         say.facts(
             [
                 ("model", f"{x.path.name if x.path else ''}   sha256 {x.sha256[:12]}"),
+                ("numbers", "" if x.model_precision == "float32" else x.model_precision),
                 ("input", f"{x.input_name} {say.shape(x.input_shape)}   {self.recipe.describe()}"),
                 ("method", f"{e.method}   {summary}".rstrip()),
                 ("layer", f"{e.layer} {list(e.relevance.shape[len(e.rows) :])}"),
