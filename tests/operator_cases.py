@@ -310,7 +310,7 @@ def _arithmetic(add: _Grid) -> None:
     for op in ("Max", "Min"):
         add(op, *whole, opset=(7, 8, 12, 13), tag="ties")
         add(op, a, X((2, 1, 4, 5)), tag="broadcast")
-        add(op, a, _scalar(0.2), tag="constant")
+        add(op, a, _weight(3, 1, 1), tag="constant")  # one number would be a bound, and this a Clip
         add(op, _weight(3, 1, 1), a, b, tag="constant_first")
     add("Mul", a, b, opset=(7, 13, 14))
     add("Mul", a, X((2, 3, 1, 1)), tag="gate")

@@ -147,7 +147,6 @@ def test_a_small_network(tmp_path: Path, name: str, record_property: Record) -> 
     exporting.assert_faithful(tmp_path / "m.onnx", Twin(Weights(), six=False), "NHWC", record_property, f"jax, {name}")
 
 
-@pytest.mark.xfail(strict=True, reason="a ReLU6 written as Max and Min is not read as the Clip that it is")
 def test_a_relu6(tmp_path: Path, record_property: Record) -> None:
     export("jax:test_export_jax:relu6_factory", tmp_path / "m.onnx")
     exporting.assert_faithful(tmp_path / "m.onnx", Twin(Weights()), "NHWC", record_property, "jax, ReLU6")

@@ -12,6 +12,7 @@ import tiny_models
 from onnx import TensorProto, helper
 from tiny_models import Net
 
+from fgcam_onnx import Explainer
 from fgcam_onnx.graph.layer import Layer, LayerGraph
 from fgcam_onnx.graph.load import load
 from fgcam_onnx.graph.view import build_view
@@ -373,6 +374,53 @@ def test_matmul_refusals(model: Callable[[], onnx.ModelProto], reason: str) -> N
     graph = view(model())
     assert refusals(graph) == {"add": reason}
     assert ops(graph)[-2:] == ["MatMul", "Add"]
+
+
+@pytest.mark.parametrize("order", ["Max, Min", "Min, Max"])
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1, 1)])
+def test_bounds_are_a_clip(shape: tuple[int, ...], first: bool, order: str) -> None:
+    """A ReLU6 as JAX's converter writes it; the number on either side, the bounds in either order."""
+    net = Net()
+    x = net.conv("conv1", "image", 3, 6)
+    for op in order.split(", "):
+        bound = np.full(shape, 0.0 if op == "Max" else 0.5, np.float32)
+        x = net.node(op, op, *((bound, x) if first else (x, bound)))
+    layer = check_folded(net.model(net.head(x, 6)), into="Clip")
+    assert layer.nodes == tuple(order.split(", "))
+    assert (layer.constants[1], layer.constants[2]) == (0.0, 0.5)
+
+
+def test_the_map_of_a_written_out_relu6_is_that_of_a_clip() -> None:
+    def network(*ops: str) -> onnx.ModelProto:
+        net = Net()
+        x = net.conv("conv1", "image", 3, 6)
+        if ops:
+            x = net.node("Min", "low", net.node("Max", "high", x, np.float32(0)), np.float32(0.5))
+        else:
+            x = net.node("Clip", "clip", x, np.float32(0), np.float32(0.5))
+        return net.model(net.head(net.relu("relu2", net.conv("conv2", x, 6, 8)), 8))
+
+    x = tiny_models.pictures(network(), 2)
+    a, b = (Explainer(model).explain(x, target=1) for model in (network(), network("Max", "Min")))
+    np.testing.assert_allclose(b.relevance, a.relevance, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(b.ledger.leaked, a.ledger.leaked, rtol=1e-6)
+
+
+def test_what_is_no_bound_stays_an_extreme() -> None:
+    """A number for each channel, one that would give the tensor an axis more, three operands, two tensors."""
+    for bounds in ([np.zeros((6, 1, 1))], [np.zeros((1, 1, 1, 1, 1))], [np.zeros(()), np.ones(())], ["conv2.y"]):
+        net = Net()
+        x, _ = net.conv("conv1", "image", 3, 6), net.conv("conv2", "image", 3, 6)
+        operands = [b if isinstance(b, str) else b.astype(np.float32) for b in bounds]
+        assert "Max" in ops(view(net.model(net.node("Max", "max", x, *operands))))
+
+
+def test_bounds_without_room_between_them_stay_two() -> None:
+    """ONNX's Clip gives the upper bound where the lower one is above it: the order would matter."""
+    net = Net()
+    x = net.node("Max", "low", net.conv("conv1", "image", 3, 6), np.float32(0.5))
+    assert ops(view(net.model(net.node("Min", "high", x, np.float32(-0.5))))) == ["Conv", "Clip", "Clip"]
 
 
 BIASES = {

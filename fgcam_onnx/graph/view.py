@@ -27,6 +27,7 @@ from fgcam_onnx.graph.passes.decode_integer import decode_integer
 from fgcam_onnx.graph.passes.decode_quantised import DEQUANTIZE, QUANTIZE, decode_quantised
 from fgcam_onnx.graph.passes.fold_batch_norm import fold_batch_norm
 from fgcam_onnx.graph.passes.fold_bias import fold_bias
+from fgcam_onnx.graph.passes.fold_bounds import fold_bounds
 from fgcam_onnx.graph.passes.fold_constants import fold_constants
 from fgcam_onnx.graph.passes.fold_matmul_add import fold_matmul_add
 from fgcam_onnx.graph.passes.fold_pad import fold_pad
@@ -46,6 +47,7 @@ PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
     fold_matmul_add,
     fold_standardise,
     fold_strided,
+    fold_bounds,
     fold_bias,
     fold_batch_norm,
 )
