@@ -114,6 +114,23 @@ def test_weights_beside_a_large_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert np.allclose(Explainer(tmp_path / "m.onnx").explain(x).logits, scores(x), atol=1e-5)
 
 
+def test_the_file_that_names_the_weights_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the weights cannot be put in their place, the older file stays whole."""
+
+    def full(source: str | Path, target: str | Path) -> None:
+        if str(target).endswith(".data"):
+            raise OSError(28, "No space left on device")
+        os.rename(source, target)
+
+    (tmp_path / "m.onnx").write_text("an older file")
+    monkeypatch.setattr(base, "INSIDE", 10)
+    monkeypatch.setattr(base.os, "replace", full)
+    with pytest.raises(OutputError, match=r"cannot be written\n  known   No space left on device"):
+        write(source(), tmp_path / "m.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    assert (tmp_path / "m.onnx").read_text() == "an older file"
+
+
 def test_pictures_are_pictures() -> None:
     """Seeded, in the range that pixels have under the recipe, smoother than noise, in the model's layout."""
     recipe = Preprocessing(size=(40, 50), scale=1.0, mean=(0.0,) * 3, std=(1.0,) * 3, layout="NHWC")
@@ -170,6 +187,10 @@ def another_input(made: onnx.ModelProto) -> None:
     made.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 8
 
 
+def another_input_dtype(made: onnx.ModelProto) -> None:
+    made.graph.input[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+
+
 def two_outputs(made: onnx.ModelProto) -> None:
     made.graph.output.append(helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["n", 64, 6, 7]))
 
@@ -188,6 +209,7 @@ WRONG = "the exported file does not compute what numpy:net computes"
         (another_dtype, WRONG + r"\n  known   scores of float64, those of the source are float32"),
         (a_constant_batch, r"onnxruntime cannot run the exported file of numpy:net on 3 pictures"),
         (another_input, r"the exported file takes \[None, 3, 8, 7\], numpy:net takes NCHW \[n, 3, 6, 7\]"),
+        (another_input_dtype, "the exported file takes float64, numpy:net takes float32"),
         (two_outputs, "the exported file has 2 outputs\n  known   logits, hidden"),
     ],
 )  # fmt: skip
