@@ -15,6 +15,7 @@ import onnx
 import pytest
 from deployed import FORMS, Distance, drift, made
 from test_quantised import saturates
+from test_quantised_operators import written_out
 from torch_reference.export import export, live, smooth_images
 from torch_reference.torchvision_import import import_torchvision
 
@@ -108,3 +109,23 @@ def test_a_quantised_network_is_near_its_own_photographs(test_data: Path) -> Non
     assert own.pearson.min() > other.pearson.max() + 0.3
     assert own.spearman.min() > other.spearman.max()
     assert own.overlap.min() > other.overlap.max()
+
+
+def test_a_real_int8_model_beside_the_float_model_that_it_stands_for(test_data: Path) -> None:
+    """Its float original is not there; its decoded layers, written out, are a float model that rounds nothing."""
+    name = "mobilenetv2-12-int8.onnx"
+    _, x = photographed(test_data, name)
+    explainer = Explainer(test_data / "models" / name)
+    plain = Explainer(written_out(explainer.graph, (None, *x.shape[1:])))
+    assert plain.model_precision == "float32"
+    expected = plain.explain(x)
+    found = explainer.explain(x, target=[int(c) for c in expected.target])
+    if saturates():
+        pytest.skip("onnxruntime's integer convolutions overflow on this processor: they are not what the file says")
+    assert (found.logits.argmax(1) == expected.logits.argmax(1)).mean() >= 0.75
+    distance = Distance.between(expected.relevance, found.relevance)
+    assert np.median(distance.pearson) > 0.9
+    assert np.median(distance.spearman) > 0.9
+    # The scale as well: a tensor read as bare integers would keep the shape of the map and multiply its size.
+    sums = [np.abs(e.relevance).sum(axis=(1, 2)) / np.abs(e.ledger.start) for e in (expected, found)]
+    np.testing.assert_allclose(sums[1], sums[0], rtol=0.2)

@@ -77,10 +77,10 @@ class Integer:
         return ((q - self.zero) * STEP).astype(np.float32)
 
 
-def written_out(graph: LayerGraph, shape: Sequence[int]) -> onnx.ModelProto:
-    """The view as a float model of standard operators."""
+def written_out(graph: LayerGraph, shape: Sequence[int | None]) -> onnx.ModelProto:
+    """The view as a float model of standard operators; what computes with shapes comes last, for the reader to sort."""
     nodes, weights = [], []
-    for layer in graph.layers:
+    for layer in (*graph.layers, *graph.measures):
         op, attributes, names = layer.op.split("::")[-1], dict(layer.attributes), list(layer.inputs)
         constants: Mapping[int, np.ndarray] = layer.constants
         if layer.op == SATURATE:
@@ -94,7 +94,7 @@ def written_out(graph: LayerGraph, shape: Sequence[int]) -> onnx.ModelProto:
     image = helper.make_tensor_value_info(graph.image, TensorProto.FLOAT, shape)
     output = helper.make_tensor_value_info(graph.logits, TensorProto.FLOAT, None)
     made = helper.make_graph(nodes, "view", [image], [output], weights)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", graph.opset)], ir_version=8)
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
