@@ -69,11 +69,10 @@ class Weights:
 
 
 class Twin(nn.Module):
-    """The network in PyTorch, with TensorFlow's ``SAME`` written out as padding; ``six``: with its ReLU6."""
+    """The network in PyTorch, with TensorFlow's ``SAME`` written out as padding."""
 
-    def __init__(self, weights: Weights, six: bool = True) -> None:
+    def __init__(self, weights: Weights) -> None:
         super().__init__()
-        self.middle = F.relu6 if six else F.relu
         self.w = weights
         for name, kernel in weights.kernel.items():
             self.register_buffer(f"kernel_{name}", torch.from_numpy(kernel))
@@ -90,7 +89,7 @@ class Twin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.conv(x, "stem", 2))
-        x = F.relu(x + self.conv(self.middle(self.conv(x, "depthwise")), "project"))
+        x = F.relu(x + self.conv(F.relu6(self.conv(x, "depthwise")), "project"))
         x = F.relu(self.conv(x, "down", 2))
         x = F.relu(self.conv(x, "expand"))
         x = F.max_pool2d(same(x, 3, 2), 3, 2)  # zeros do not win over what a ReLU leaves

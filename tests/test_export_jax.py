@@ -26,10 +26,8 @@ jnp = jax.numpy
 Record = Callable[[str, object], None]
 
 
-def module(weights: Weights, six: bool = False) -> Any:
+def module(weights: Weights) -> Any:
     """The network of ``exporting`` in flax.nnx."""
-
-    middle = nnx.relu6 if six else nnx.relu
 
     class Network(nnx.Module):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -68,7 +66,7 @@ def module(weights: Weights, six: bool = False) -> Any:
 
         def __call__(self, x: Any) -> Any:
             x = nnx.relu(self.conv(x, "stem"))
-            x = nnx.relu(x + self.conv(middle(self.conv(x, "depthwise")), "project"))
+            x = nnx.relu(x + self.conv(nnx.relu6(self.conv(x, "depthwise")), "project"))
             x = nnx.relu(self.conv(x, "down"))
             x = nnx.relu(self.conv(x, "expand"))
             return self.dense(flax_pool(x).mean((1, 2)))
@@ -91,7 +89,7 @@ def function(weights: Weights, pool: Callable[[Any], Any] | None = None) -> Call
 
     def apply(x: Any) -> Any:
         x = jax.nn.relu(conv(x, "stem", 2))
-        x = jax.nn.relu(x + conv(jax.nn.relu(conv(x, "depthwise")), "project"))
+        x = jax.nn.relu(x + conv(jax.nn.relu6(conv(x, "depthwise")), "project"))
         x = jax.nn.relu(conv(x, "down", 2))
         x = jax.nn.relu(conv(x, "expand"))
         return pool(x).mean((1, 2)) @ weights.dense.T + weights.bias
@@ -113,10 +111,6 @@ def flax_factory() -> Any:
 
 def lax_factory() -> Any:
     return function(Weights()), (*SIZE, 3)
-
-
-def relu6_factory() -> Any:
-    return module(Weights(), six=True), (*SIZE, 3)
 
 
 def lax_pool_factory() -> Any:
@@ -144,12 +138,7 @@ def test_a_small_network(tmp_path: Path, name: str, record_property: Record) -> 
         metadata=explainer.metadata, input_shape=explainer.input_shape, layout=explainer.layout
     )
     assert (recipe.scale, recipe.mean, recipe.std, recipe.layout) == (1, (127.5,) * 3, (64.0,) * 3, "NHWC")
-    exporting.assert_faithful(tmp_path / "m.onnx", Twin(Weights(), six=False), "NHWC", record_property, f"jax, {name}")
-
-
-def test_a_relu6(tmp_path: Path, record_property: Record) -> None:
-    export("jax:test_export_jax:relu6_factory", tmp_path / "m.onnx")
-    exporting.assert_faithful(tmp_path / "m.onnx", Twin(Weights()), "NHWC", record_property, "jax, ReLU6")
+    exporting.assert_faithful(tmp_path / "m.onnx", Twin(Weights()), "NHWC", record_property, f"jax, {name}")
 
 
 def test_a_pooling_that_onnxruntime_does_not_run(tmp_path: Path) -> None:
