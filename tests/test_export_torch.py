@@ -331,7 +331,8 @@ def test_fgcam_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_json_alone_is_on_stdout(tmp_path: Path) -> None:
     """In a process of its own: frameworks print, also from C++, and none of that is on stdout."""
     words = ["torch:test_export_torch:own_net", "--size", "20", "-o", str(tmp_path / "m.onnx"), "--json"]
-    words += ["--preprocess", "tf", "--std", "0.25"]
+    (tmp_path / "names.json").write_text(json.dumps(["cat", "dog", "bird"]))
+    words += ["--preprocess", "tf", "--std", "0.25", "--labels", str(tmp_path / "names.json")]
     done = subprocess.run(
         [sys.executable, "-m", "fgcam_onnx", "export", *words],
         capture_output=True,
@@ -342,6 +343,7 @@ def test_json_alone_is_on_stdout(tmp_path: Path) -> None:
     record = json.loads(done.stdout)
     assert record["proof"]["difference"] <= record["proof"]["tolerance"] == 1e-4
     assert (record["preprocessing"]["mean"], record["preprocessing"]["std"]) == ([1.0], [0.25])
+    assert record["labels"] == 3
     assert record["bytes"] == (tmp_path / "m.onnx").stat().st_size
 
 
