@@ -149,6 +149,11 @@ class Explainer:
         return self._engine.input_shape
 
     @property
+    def fixed_batch(self) -> int | None:
+        """Images that run at a time, whatever you give: the file's batch; 1 if it quantises by its batch's range."""
+        return self._engine.fixed_batch
+
+    @property
     def input_dtype(self) -> str:
         return self.graph.tensor(self.graph.image).dtype
 

@@ -16,7 +16,7 @@ import tiny_models
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from fgcam_onnx import Explainer
+from fgcam_onnx import Explainer, testing
 from fgcam_onnx.backends.base import Program, Verbs
 from fgcam_onnx.backends.numpy import NumpyBackend
 from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph
@@ -265,3 +265,12 @@ def test_a_softmax_between_quantisers_is_stripped(kind: str) -> None:
     a, b = plain.explain(x, target=2), integer.explain(x, target=2)
     assert a.logits.min() < 0, "probabilities would not be"
     np.testing.assert_allclose(b.logits, a.logits, atol=0.1 * np.ptp(a.logits))
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DYNAMIC])
+def test_a_quantised_model_passes_the_checks_of_a_model(kind: str) -> None:
+    """Forward pass beside a bare session, books, batches and backends: what every model of a user is checked for."""
+    if saturates():
+        pytest.skip("onnxruntime's integer convolutions overflow on this processor, and not the same in every fusion")
+    report = testing.check_model(quantised(kind, "residual")[1], pictures(2, 3))
+    assert {row.check for row in report.ran} >= {"coverage", "forward", "map", "ledger", "batch", "backend ort"}

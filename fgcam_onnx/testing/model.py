@@ -112,8 +112,7 @@ def _forward(explainer: Explainer, model: Model, x: Floats, allowed: float) -> R
 def _pieces(explainer: Explainer, x: Floats) -> Iterator[Floats]:
     """x as the model takes it: whole, or in pieces of its fixed batch of which the last is filled up."""
     x = x.astype(explainer.input_dtype, copy=False)
-    fixed = explainer.input_shape[0]
-    size = fixed if isinstance(fixed, int) and fixed > 0 else len(x)
+    size = explainer.fixed_batch or len(x)
     for first in range(0, len(x), size):
         piece = x[first : first + size]
         yield np.concatenate([piece, np.repeat(piece[-1:], size - len(piece), axis=0)])
