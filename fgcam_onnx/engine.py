@@ -21,7 +21,6 @@ from fgcam_onnx.descent import START, Plan
 from fgcam_onnx.errors import ActivationError, DeviceMemoryError, LayerError, ModelError, nearest
 from fgcam_onnx.feeds import Feeds, filled, free_axes_at
 from fgcam_onnx.forward import Forward
-from fgcam_onnx.graph.bfloat16 import NOTE as BFLOAT16
 from fgcam_onnx.graph.bfloat16 import with_bfloat16_rounded
 from fgcam_onnx.graph.branches import with_branches_chosen
 from fgcam_onnx.graph.dense import is_dense
@@ -63,12 +62,11 @@ class Engine:
         output: str | None = None,
         threads: int | None = None,
     ) -> None:
-        chosen = with_branches_chosen(model)
-        model = with_bfloat16_rounded(chosen)
+        model, notes = with_bfloat16_rounded(with_branches_chosen(model))
         self.model, self.backend = model, backend
         self._image, self._output, self._threads = image, output, threads
         self.graph = build_view(model, output, image=image)
-        self.notes: list[str] = [*self.graph.notes, *([BFLOAT16] if model is not chosen else []), *backend.notes]
+        self.notes: list[str] = [*self.graph.notes, *notes, *backend.notes]
         self._providers = None if providers is None else list(providers)
         self.forward = Forward(model, self.graph, self._providers, threads, backend, self.notes)
         self._plain_graph: LayerGraph | None = None

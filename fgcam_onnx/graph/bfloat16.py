@@ -9,18 +9,19 @@ rounded to one, as hardware does that adds in float32. Nothing else of the model
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, defs, helper, numpy_helper
 
 from fgcam_onnx.graph.layer import Layer, LayerGraph, Refusal
 from fgcam_onnx.graph.load import LoadedModel, damaged, light_model
 from fgcam_onnx.graph.passes.base import PassResult, fuse_pairs
 from fgcam_onnx.graph.shapes import infer, typed_probe
 
-__all__ = ["NOTE", "fold_rounding", "with_bfloat16_rounded"]
+__all__ = ["fold_rounding", "with_bfloat16_rounded"]
 
 NOTE = (
     "the model computes in bfloat16, for which onnxruntime has no kernels here: each operator is computed in float32 "
@@ -33,8 +34,10 @@ MOVES |= {"Pad", "Relu", "Reshape", "Slice", "SpaceToDepth", "Split", "Squeeze",
 MOVES |= {"Constant", "Max", "Min", "Clip", "Where", "Neg", "Abs"}
 
 
-def with_bfloat16_rounded(model: LoadedModel) -> LoadedModel:
-    """``model`` in float32 with every result rounded to bfloat16; itself where it has no bfloat16 tensor.
+def with_bfloat16_rounded(model: LoadedModel) -> tuple[LoadedModel, tuple[str, ...]]:
+    """``model`` in float32 with every result rounded to bfloat16, and what to say of that.
+
+    The model itself and nothing where it has no bfloat16 tensor.
 
     Raises:
         ModelError: the file is damaged.
@@ -42,8 +45,9 @@ def with_bfloat16_rounded(model: LoadedModel) -> LoadedModel:
     with damaged(str(model.path or "the given model")):
         kinds = _kinds(model)
         if TensorProto.BFLOAT16 not in kinds.values():
-            return model
-        return _rounded(model, {name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16})
+            return model, ()
+        rounded = _rounded(model, {name for name, kind in kinds.items() if kind == TensorProto.BFLOAT16})
+        return rounded, (NOTE, *_mixtures(model, kinds))
 
 
 def _kinds(model: LoadedModel) -> dict[str, int]:
@@ -54,13 +58,36 @@ def _kinds(model: LoadedModel) -> dict[str, int]:
     held = {*kinds.values(), *(value.type.tensor_type.elem_type for value in stated)}
     if TensorProto.BFLOAT16 not in held and not casts:
         return kinds
-    try:
-        graph = infer(typed_probe(model), model.weights).graph
-    except Exception:  # what inference cannot do stays as it is stated
-        graph = model.proto.graph
+    graph = infer(typed_probe(model), model.weights).graph
     for value in (*graph.input, *graph.value_info, *graph.output):
         kinds.setdefault(value.name, value.type.tensor_type.elem_type)
     return kinds
+
+
+def _mixtures(model: LoadedModel, kinds: Mapping[str, int]) -> list[str]:
+    """A sentence where an operator has operands of two types that ONNX wants to be one: no runtime has to take that.
+
+    PyTorch's exporter folds a BatchNormalization of a bfloat16 model into a float32 bias.
+    """
+    opsets = {opset.domain: opset.version for opset in model.proto.opset_import}
+    mixed: list[str] = []
+    for node in model.proto.graph.node:
+        try:
+            schema = defs.get_schema(node.op_type, opsets.get(node.domain, 1), node.domain)
+        except defs.SchemaError:
+            continue
+        found: dict[str, int] = {}
+        for i, name in enumerate(node.input):
+            formal = schema.inputs[min(i, len(schema.inputs) - 1)].type_str
+            kind = kinds.get(name, 0)
+            if kind and TensorProto.BFLOAT16 in (kind, found.setdefault(formal, kind)) and kind != found[formal]:
+                types = " and ".join(TensorProto.DataType.Name(each).lower() for each in (found[formal], kind))
+                mixed.append(f"{node.op_type} {node.name!r} has operands of {types}")
+                break
+    if not mixed:
+        return []
+    more = f", and {len(mixed) - 1} nodes more are so" if len(mixed) > 1 else ""
+    return [f"{mixed[0]}{more}: ONNX does not allow that, and each number is taken as it is stored"]
 
 
 def _rounded(model: LoadedModel, narrow: set[str]) -> LoadedModel:

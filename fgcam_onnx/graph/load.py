@@ -50,6 +50,8 @@ PLAIN: dict[int, np.dtype[Any]] = {
 }
 # Further types of arrays that onnxruntime takes over as they are; others stay in the graph.
 HELD = (TensorProto.BOOL, TensorProto.INT16, TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64)
+# Two elements in a byte; onnx before 1.18 has no 4-bit float.
+FOUR_BITS = (TensorProto.INT4, TensorProto.UINT4, getattr(TensorProto, "FLOAT4E2M1", -1))
 EXTERNAL_KEYS = ("location", "offset", "length", "checksum", "basepath")
 NUMBER = re.compile(r"-?[0-9]{1,19}")
 # Bytes that an element of a sparse tensor may take, made dense; and the part of the memory that they may have.
@@ -337,7 +339,7 @@ def _stored_bytes(tensor: TensorProto, name: str) -> int | None:
     except (KeyError, ValueError) as error:
         raise ModelError(f"tensor {tensor.name!r} has unknown data type {tensor.data_type}", at=name) from error
     elements = _elements(tensor, name)
-    four_bit = tensor.data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
+    four_bit = tensor.data_type in FOUR_BITS
     return (elements + 1) // 2 if four_bit else elements * item.itemsize
 
 
