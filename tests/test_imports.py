@@ -12,7 +12,7 @@ import pytest
 import fgcam_onnx
 
 ROOT = Path(fgcam_onnx.__file__).resolve().parents[1]
-FRAMEWORKS = ("onnxruntime", "onnx", "cupy", "torch", "timm", "tensorflow", "keras", "paddle", "jax", "PIL", "rich", "typer")
+FRAMEWORKS = ("onnxruntime", "onnx", "cupy", "torch", "timm", "tensorflow", "keras", "paddle", "jax", "PIL", "typer")
 
 
 def loaded_by(code: str) -> set[str]:

@@ -26,7 +26,7 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 MAPPED = ("rules", "exporters", "models")
 # Scripts that ship beside the demo models; they need more than the package does.
 SCRIPTS = {"fgcam_onnx.models.train_demo"}
-FRAMEWORKS = ("torch", "torchvision", "timm", "onnxscript", "tensorflow", "tf2onnx", "keras", "paddle", "jax", "flax", "cupy")
+FRAMEWORKS = ("torch", "torchvision", "timm", "onnxscript", "tensorflow", "tf2onnx", "keras", "paddle", "jax", "cupy")
 
 
 def folders() -> dict[str, Path]:
