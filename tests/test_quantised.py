@@ -23,11 +23,14 @@ from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph
 from fgcam_onnx.node import Node
 from fgcam_onnx.rules.conv import Conv
 
+# Format, a scale for each channel of the weights, types of activations and weights, symmetric activations.
 KINDS = {
-    "qoperator": (QuantFormat.QOperator, False, QuantType.QUInt8),
-    "qoperator-per-channel": (QuantFormat.QOperator, True, QuantType.QUInt8),
-    "qdq": (QuantFormat.QDQ, False, QuantType.QUInt8),
-    "qdq-per-channel-int8": (QuantFormat.QDQ, True, QuantType.QInt8),
+    "qoperator": (QuantFormat.QOperator, False, QuantType.QUInt8, QuantType.QInt8, False),
+    "qoperator-per-channel": (QuantFormat.QOperator, True, QuantType.QUInt8, QuantType.QInt8, False),
+    "qoperator-uint8-weights": (QuantFormat.QOperator, False, QuantType.QUInt8, QuantType.QUInt8, False),
+    "qdq": (QuantFormat.QDQ, False, QuantType.QUInt8, QuantType.QInt8, False),
+    "qdq-per-channel-int8": (QuantFormat.QDQ, True, QuantType.QInt8, QuantType.QInt8, False),
+    "qdq-symmetric": (QuantFormat.QDQ, True, QuantType.QInt8, QuantType.QInt8, True),
 }
 DYNAMIC = "dynamic"
 SHAPE = (4, 3, 16, 12)
@@ -61,10 +64,11 @@ def quantised(kind: str, network: str) -> tuple[bytes, bytes]:
             if kind == DYNAMIC:
                 quantize_dynamic(str(ready), str(target), weight_type=QuantType.QUInt8)
             else:
-                fmt, per_channel, activations = KINDS[kind]
+                fmt, per_channel, activations, weights, symmetric = KINDS[kind]
                 quantize_static(
                     str(ready), str(target), _Pictures(model.graph.input[0].name, pictures(16, 1)), quant_format=fmt,
-                    per_channel=per_channel, activation_type=activations, weight_type=QuantType.QInt8,
+                    per_channel=per_channel, activation_type=activations, weight_type=weights,
+                    extra_options={"ActivationSymmetric": symmetric},
                 )  # fmt: skip
         finally:
             logging.disable(logging.NOTSET)

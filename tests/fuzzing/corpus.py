@@ -85,10 +85,59 @@ def half() -> onnx.ModelProto:
     return net.model(net.head(net.relu("relu2", net.conv("conv2", x, 6, 8, strides=[2, 2])), 8))
 
 
+def quantised_dynamically() -> onnx.ModelProto:
+    """ConvInteger twice, each on integers whose scale is computed from the batch."""
+    net = tiny_models.Net()
+
+    def conv(name: str, x: str, *shape: int) -> str:
+        q = net.node("DynamicQuantizeLinear", f"{name}.q", x, outputs=3)
+        weight, scale, zero = _integers(net, name, *shape)
+        total = net.node("ConvInteger", name, q, weight, f"{name}.q.y2", zero, pads=[1] * 4)
+        factor = net.node("Mul", f"{name}.factor", f"{name}.q.y1", scale)
+        y = net.node("Mul", f"{name}.scaled", net.node("Cast", f"{name}.float", total, to=TensorProto.FLOAT), factor)
+        bias = net.random(1, shape[0], 1, 1, scale=0.1)
+        return net.relu(f"{name}.relu", net.node("Add", f"{name}.bias", y, bias))
+
+    return net.model(net.head(conv("conv2", net.max_pool("pool1", conv("conv1", "image", 6, 3, 3, 3)), 8, 6, 3, 3), 8))
+
+
+def decided() -> onnx.ModelProto:
+    """free_size with an If whose condition is a constant, and one whose condition follows from a shape."""
+    net = tiny_models.Net()
+    branches = [
+        helper.make_graph([helper.make_node(op, ["relu1.y"], [f"{op}.inner"])], op, [],
+                          [helper.make_tensor_value_info(f"{op}.inner", TensorProto.FLOAT, None)])
+        for op in ("Sigmoid", "Neg")
+    ]  # fmt: skip
+    x = net.relu("relu1", net.conv("conv1", "image", 3, 6))
+    size = net.node("Gather", "size", net.node("Shape", "shape", x), np.array(1))
+    asked = (net.weight("yes", np.array(True)), net.node("Equal", "equal", size, np.array(7)))
+    a, b = (
+        net.node("If", f"if{i}", condition, then_branch=branches[0], else_branch=branches[1])
+        for i, condition in enumerate(asked)
+    )
+    return net.model(net.head(net.relu("relu2", net.conv("conv2", net.node("Add", "add", a, b), 6, 8)), 8))
+
+
+def narrow() -> onnx.ModelProto:
+    """half in bfloat16, which nothing here computes in."""
+    model = half()
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.BFLOAT16
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            values = onnx.numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return model
+
+
 @cache
 def _sources() -> dict[str, Callable[[], bytes]]:
     made = {**tiny_models.by_layers(), "quantised_pairs": quantised_pairs(), "half": half()}
     made["quantised_operators"] = quantised_operators()
+    made |= {"quantised_dynamically": quantised_dynamically(), "decided": decided(), "narrow": narrow()}
     found: dict[str, Callable[[], bytes]] = {name: model.SerializeToString for name, model in made.items()}
     light = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
     files = [Path(models.path(f"{name}.onnx")) for name in ("demo_honest", "demo_cheat")]
