@@ -11,8 +11,11 @@ import pytest
 # Matrices of which every run takes one case in so many, and the long run all. Which ones does not change from run to
 # run: it is the name of the case that decides. A broken kernel, rule or network turns more than one of its cases red.
 SAMPLED = {
+    "test_architectures_light.py::test_alive": 2,
     "test_architectures_timm.py::test_network": 2,
+    "test_architectures_torchvision.py::test_a_transformer_is_refused": 3,
     "test_architectures_torchvision.py::test_network": 2,
+    "test_cuda_check.py::test_a_device_that_computes_something_else_is_refused": 2,
     "test_cuda_compile.py::test_a_variant_compiles_without_spilling": 3,
     "test_cuda_kernels.py": 3,
     "test_cuda_program.py::test_random_programs_do_what_numpy_defines": 2,
@@ -22,9 +25,12 @@ SAMPLED = {
     "test_parity_cams.py::test_pytorch_grad_cam": 2,
     "test_parity_lrp.py": 2,
     "test_published_procedure.py::test_full_width_vgg": 2,
+    "test_published_procedure.py::test_thin_vgg_on_onnxruntime": 2,
     "test_rows.py": 2,
+    "test_rules_gradient.py::test_compiled_backends_agree_with_numpy": 2,
     "test_rules_invariants.py::test_dead_denominators_on_compiled_backends": 3,
     "test_rules_replica.py::test_compiled_backends_agree_with_numpy": 3,
+    "test_stages.py::test_architecture": 2,
     "test_torch_autograd.py": 2,
 }
 
