@@ -153,9 +153,9 @@ def seed(number: int) -> None:
 
 
 def _keras() -> Any:
-    packages.load("tensorflow")
+    keras = packages.load("keras")  # first: its extra brings the others
+    packages.load("tensorflow", beside="keras")
     packages.load("tf2onnx", beside="tensorflow")
-    keras = packages.load("keras", beside="tensorflow")
     if keras.backend.backend() != "tensorflow":
         raise ExportError(
             f"Keras runs on {keras.backend.backend()} here, the exporter is made for its TensorFlow backend",
