@@ -131,3 +131,15 @@ def test_a_condition_that_is_not_known_stays_a_choice() -> None:
     next(node for node in free.graph.node if node.op_type == "If").input[0] = "ask"
     explainer = Explainer(free)
     assert [gap.op for gap in explainer.coverage().gaps] == ["If"]
+
+
+def test_what_the_runtime_refuses_is_not_made_to_run() -> None:
+    """A condition that is no bool, a name that two nodes have: writing the branch out would hide the mistake."""
+    for fault in ("type", "name"):
+        model = classifier(scaled(2.0), scaled(-1.0, "other"), "true").model("relu2.y")
+        if fault == "type":
+            yes = next(tensor for tensor in model.graph.initializer if tensor.name == "yes")
+            yes.CopyFrom(numpy_helper.from_array(np.array(1, np.uint32), "yes"))
+        else:
+            model.graph.node[-1].name = "if"
+        assert "If" in [node.op_type for node in with_branches_chosen(load(model)).proto.graph.node]

@@ -8,6 +8,7 @@ walk over the nodes, and reading what they compute, needs them decided too. Sour
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -42,12 +43,15 @@ def with_branches_chosen(model: LoadedModel) -> LoadedModel:
 
 
 def _chosen(model: LoadedModel) -> dict[str, onnx.GraphProto]:
-    """The branch that runs, by the first output of its If."""
+    """The branch that runs, by the first output of its If. What the runtime would refuse stays for it to refuse."""
     found: dict[str, onnx.GraphProto] = {}
+    names = Counter(node.name for node in model.proto.graph.node if node.name)
     nodes = {node.output[0]: node for node in model.proto.graph.node if node.op_type == "If"}
     for layer in constants_folded(model).graph.layers:
         condition = layer.constant(0)
-        if layer.op == "If" and condition is not None and condition.size == 1:
+        if layer.op != "If" or condition is None or names[nodes[layer.output].name] > 1:
+            continue
+        if condition.size == 1 and condition.dtype == bool:
             wanted = "then_branch" if condition.item() else "else_branch"
             found[layer.output] = next(a.g for a in nodes[layer.output].attribute if a.name == wanted)
     return found
