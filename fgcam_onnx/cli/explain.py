@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgcam_onnx.cli import say
+from fgcam_onnx.cli import picture_options, say
 from fgcam_onnx.errors import ImageError, InputError, OptionError, OutputError, TargetError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fgcam_onnx.imaging import Pixels
     from fgcam_onnx.preprocessing import Preprocessing
 
-_PICTURE, _SHOW, _RUN = "How the picture becomes the input", "What is drawn and printed", "Where it runs"
+_SHOW, _RUN = "What is drawn and printed", "Where it runs"
 # The longer side of a cell of a comparison grid, in pixels.
 TILE = 128
 # A network of many classes that gives its favourite less than this many times an equal share does not know the picture:
@@ -132,47 +132,20 @@ def explain(
     labels: Annotated[
         Path | None, typer.Option(help="A file of class names, a class a line or JSON.", show_default=False)
     ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE",
-            help="All of it at once: a preset (imagenet, torch, tf, caffe, unit, none), words "
-            "(tf,size=299 or short_side=256,crop=224,mean=0.5,std=0.5,layout=NHWC), or a JSON file. The options below "
-            "win over it.",
-            rich_help_panel=_PICTURE,
-            show_default=False,
-        ),
-    ] = None,
+    preprocess: picture_options.Preprocess = None,
     size: Annotated[
-        str | None, typer.Option(help="Height and width: 224 or 224x320.", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    resize: Annotated[
         str | None,
         typer.Option(
-            help="stretch, short_side_then_center_crop, stretch_then_center_crop or center_crop.",
-            rich_help_panel=_PICTURE,
-            show_default=False,
+            help="Height and width: 224 or 224x320.", rich_help_panel=picture_options.PANEL, show_default=False
         ),
     ] = None,
-    short_side: Annotated[
-        int | None, typer.Option(help="Pixels before the crop.", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    interpolation: Annotated[
-        str | None, typer.Option(help="bilinear, bicubic, ...", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    color: Annotated[
-        str | None, typer.Option(help="RGB, BGR or GRAY.", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    scale: Annotated[
-        str | None,
-        typer.Option(help="x = (v * scale - mean) / std: 1, 1/255 ...", rich_help_panel=_PICTURE, show_default=False),
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="0.485,0.456,0.406", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="0.229,0.224,0.225", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
+    resize: picture_options.Resize = None,
+    short_side: picture_options.ShortSide = None,
+    interpolation: picture_options.Interpolation = None,
+    color: picture_options.Color = None,
+    scale: picture_options.Scale = None,
+    mean: picture_options.Mean = None,
+    std: picture_options.Std = None,
     backend: Annotated[str, typer.Option(help="auto, cupy, ort or numpy.", rich_help_panel=_RUN)] = "auto",
     precision: Annotated[
         str,
@@ -212,16 +185,8 @@ def explain(
     """
     pictures = _gather(images)
     names = _stems(pictures, folder)
-    given = {
-        "size": None if size is None else _sides(size),
-        "resize": resize,
-        "short_side": short_side,
-        "interpolation": interpolation,
-        "color": color,
-        "scale": None if scale is None else _number("scale", scale),
-        "mean": None if mean is None else [_number("mean", word) for word in mean.split(",")],
-        "std": None if std is None else [_number("std", word) for word in std.split(",")],
-    }
+    given = picture_options.fields(resize, short_side, interpolation, color, scale, mean, std)
+    given["size"] = None if size is None else picture_options.sides(size)
     look = Look(colormap, alpha, cap, top)
     options = dict(_option(word) for word in option or [])
     if composite is not None:
@@ -315,23 +280,6 @@ def _spare(result: Path, sources: Collection[Path]) -> None:
             f"the result {str(result)!r} would overwrite the picture of that name",
             next="choose another folder: -o DIR",
         )
-
-
-def _sides(text: str) -> list[int]:
-    words = text.lower().split("x")
-    if len(words) > 2 or not all(word.strip().isdecimal() and len(word) < 9 for word in words):
-        raise OptionError(f"--size is {text!r}", known="one number of pixels, or height x width: 224 or 224x320")
-    sides = [int(word) for word in words]
-    return sides * 2 if len(sides) == 1 else sides
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        above, _, below = text.partition("/")
-        return float(above) / float(below) if below else float(text)
-    except (ValueError, ZeroDivisionError):
-        known = "a number or a fraction" if name == "scale" else "numbers with commas between them"
-        raise OptionError(f"--{name} is {text!r}", known=known) from None
 
 
 def _option(text: str) -> tuple[str, Any]:

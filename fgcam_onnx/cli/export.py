@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fgcam_onnx.cli import say
-from fgcam_onnx.cli.words import number, sides
+from fgcam_onnx.cli import picture_options, say
 
 if TYPE_CHECKING:
     from fgcam_onnx.exporters import Exported
-
-_PICTURE = "How a picture becomes the input: recorded in the file; what is not given is the source's own"
 
 
 def export(
@@ -53,61 +50,28 @@ def export(
     size: Annotated[
         str | None,
         typer.Option(
-            help="Height and width of the input: 224 or 224x320.", rich_help_panel=_PICTURE, show_default=False
-        ),
-    ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option(
-            metavar="WORDS|FILE",
-            help="A preset (caffe, tf, torch, imagenet ...), key=value words, or a JSON file; the options below win.",
-            rich_help_panel=_PICTURE,
+            help="Height and width of the input: 224 or 224x320.",
+            rich_help_panel=picture_options.PANEL,
             show_default=False,
         ),
     ] = None,
-    resize: Annotated[
-        str | None,
-        typer.Option(
-            help="stretch, short_side_then_center_crop or stretch_then_center_crop.",
-            rich_help_panel=_PICTURE,
-            show_default=False,
-        ),
-    ] = None,
-    short_side: Annotated[
-        int | None, typer.Option(help="Pixels before the crop.", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    interpolation: Annotated[
-        str | None, typer.Option(help="bilinear, bicubic, ...", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    color: Annotated[
-        str | None, typer.Option(help="RGB, BGR or GRAY.", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    scale: Annotated[
-        str | None,
-        typer.Option(help="x = (v * scale - mean) / std: 1, 1/255 ...", rich_help_panel=_PICTURE, show_default=False),
-    ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="0.485,0.456,0.406", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
-    std: Annotated[
-        str | None, typer.Option(help="0.229,0.224,0.225", rich_help_panel=_PICTURE, show_default=False)
-    ] = None,
+    preprocess: picture_options.Preprocess = None,
+    resize: picture_options.Resize = None,
+    short_side: picture_options.ShortSide = None,
+    interpolation: picture_options.Interpolation = None,
+    color: picture_options.Color = None,
+    scale: picture_options.Scale = None,
+    mean: picture_options.Mean = None,
+    std: picture_options.Std = None,
     json: say.Json = False,
     debug: say.Debug = False,
 ) -> None:
     """Write a model of PyTorch, timm, Keras, TensorFlow, Paddle or JAX as ONNX, and prove that it computes the same.
 
     The source model and the file answer the same pictures; where scores differ there is an error, and no file.
+    How a picture becomes the input is recorded in the file; what is not given is the source's own.
     """
-    given = {
-        "resize": resize,
-        "short_side": short_side,
-        "interpolation": interpolation,
-        "color": color,
-        "scale": None if scale is None else number("scale", scale),
-        "mean": None if mean is None else [number("mean", word) for word in mean.split(",")],
-        "std": None if std is None else [number("std", word) for word in std.split(",")],
-    }
+    given = picture_options.fields(resize, short_side, interpolation, color, scale, mean, std)
     from fgcam_onnx import exporters, presets
 
     said = {} if preprocess is None else dict(presets.read(preprocess).fields)
@@ -115,7 +79,7 @@ def export(
         source,
         output,
         weights=weights,
-        size=None if size is None else sides(size),
+        size=None if size is None else picture_options.sides(size),
         classes=classes,
         opset=opset,
         labels=labels,
