@@ -19,6 +19,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from fgcam_onnx import Explainer, testing
 from fgcam_onnx.backends.base import Program, Verbs
 from fgcam_onnx.backends.numpy import NumpyBackend
+from fgcam_onnx.feeds import Feeds
 from fgcam_onnx.graph.layer import SATURATE, Layer, LayerGraph
 from fgcam_onnx.node import Node
 from fgcam_onnx.rules.conv import Conv
@@ -278,3 +279,49 @@ def test_a_quantised_model_passes_the_checks_of_a_model(kind: str) -> None:
         pytest.skip("onnxruntime's integer convolutions overflow on this processor, and not the same in every fusion")
     report = testing.check_model(quantised(kind, "residual")[1], pictures(2, 3))
     assert {row.check for row in report.ran} >= {"coverage", "forward", "map", "ledger", "batch", "backend ort"}
+
+
+WORDS = {
+    "qoperator": "int8 (QOperator, weights int8, activations uint8)",
+    "qoperator-per-channel": "int8 (QOperator, weights int8 per channel, activations uint8)",
+    "qoperator-uint8-weights": "int8 (QOperator, weights uint8, activations uint8)",
+    "qdq": "int8 (QDQ, weights int8, activations uint8)",
+    "qdq-per-channel-int8": "int8 (QDQ, weights int8 per channel, activations int8)",
+    "qdq-symmetric": "int8 (QDQ, weights int8 per channel, activations int8)",
+    DYNAMIC: "int8 (dynamic, weights uint8, activations uint8)",
+}
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_what_a_model_computes_in_is_said(kind: str) -> None:
+    plain, integer = (Explainer(content) for content in quantised(kind, "vgg"))
+    assert plain.model_precision == "float32"
+    assert integer.model_precision == WORDS[kind]
+    assert integer.explain(pictures(1, 9)).provenance["model_precision"] == WORDS[kind]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DYNAMIC])
+def test_the_model_behind_an_integer_tensor(kind: str) -> None:
+    """Fed with a decoded activation, what lies behind it gives the logits of the whole: zero points are put back."""
+    if saturates():
+        pytest.skip("onnxruntime's integer convolutions overflow on this processor, and not the same in every fusion")
+    engine = Explainer(quantised(kind, "residual")[1])._engine
+    graph, x = engine.graph, pictures(1, 10)
+    upstream = graph.ancestors(graph.logits)
+    names = [n for n, t in graph.tensors.items() if t.scale is not None and n in upstream and graph.producer(n)]
+    tape = engine.tape(graph, x, {}, [], names)
+    points = any(graph.tensor(name).zero_point for name in names)
+    assert points == (kind != "qdq-symmetric"), names
+    expected = tape.array(graph.logits)
+    for name in names:
+        found = engine.behind(name).run(tape.array(name), x, Feeds({}, frozenset())).array(graph.logits)
+        # Reading a tensor may change a fusion, and the result by a step of its quantiser.
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.ptp(expected), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, DYNAMIC])
+def test_masks_are_put_on_an_integer_layer(kind: str) -> None:
+    """Score-CAM and its kin run what lies behind L, which may be the sum of an operator that onnx does not know."""
+    explainer = Explainer(quantised(kind, "residual")[1])
+    for method in ("score-cam", "fg-score-cam", "ablation-cam"):
+        assert explainer.explain(pictures(2, 11), method=method, target=1).relevance.any()

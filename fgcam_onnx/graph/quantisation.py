@@ -75,16 +75,19 @@ def note(tensors: Tensors, name: str, scale: Scale) -> None:
     """The integers of ``name`` have this scale."""
     if scale[0].size != 1:
         raise KeepError(f"activation {name!r} has a scale for each channel")
-    _write(tensors, name, scale=float(scale[0].reshape(())), zero_point=int(scale[1].reshape(())))
+    _write(tensors, name, scale[1].dtype, scale=float(scale[0].reshape(())), zero_point=int(scale[1].reshape(())))
 
 
 def note_computed(tensors: Tensors, name: str, scale: str, zero_point: str) -> None:
     """The integers of ``name`` have the scale that the model computes into these tensors."""
-    _write(tensors, name, scale=scale, zero_point=zero_point)
+    _write(tensors, name, np.dtype(np.uint8), scale=scale, zero_point=zero_point)
 
 
-def _write(tensors: Tensors, name: str, **values: Any) -> None:
-    tensors[name] = replace(tensors.get(name) or Tensor(name, dtype="unknown"), **values)
+def _write(tensors: Tensors, name: str, dtype: np.dtype[Any], **values: Any) -> None:
+    """Integers have the type of their zero point, also where onnx does not know the operator and infers none."""
+    known = tensors.get(name) or Tensor(name, dtype="unknown")
+    values["dtype"] = str(dtype) if known.dtype == "unknown" else known.dtype
+    tensors[name] = replace(known, **values)
 
 
 def saturated(layer: Layer, scale: Scale, tensors: Tensors, op: str, version: int) -> list[Layer]:

@@ -58,8 +58,9 @@ def _spread(layers: list[Layer], tensors: dict[str, Tensor]) -> None:
         known = next((tensors[name] for name in names if name in tensors and tensors[name].scale is not None), None)
         for name in names if known is not None else ():
             own = tensors.get(name) or Tensor(name, dtype="unknown")
-            if own.scale is None:
-                tensors[name] = replace(own, scale=known.scale, zero_point=known.zero_point)  # type: ignore[union-attr]
+            if own.scale is None and known is not None:
+                dtype = known.dtype if own.dtype == "unknown" else own.dtype
+                tensors[name] = replace(own, dtype=dtype, scale=known.scale, zero_point=known.zero_point)
 
 
 def _decode(layer: Layer, tensors: dict[str, Tensor], picture: object) -> list[Layer] | None:
