@@ -588,6 +588,23 @@ class Explainer:
             "notes": list(self.notes),
         }
 
+    def scores(
+        self, x: Any, *, inputs: Mapping[str, Any] | Feeds | None = None, batch_size: int | None = None
+    ) -> np.ndarray:
+        """The logits of pictures, float32 [n, classes], without a map: one forward pass, nothing else.
+
+        ``inputs``: for the inputs beside the picture, one row that serves every picture. ``batch_size``: pictures at a
+        time, all at once if None.
+
+        Raises:
+            InputError: as :meth:`explain`.
+        """
+        x = self._checked(x)
+        feeds = self.feeds(inputs, 1)
+        size = batch_size or len(x)
+        parts = [self._engine.logits(x[first : first + size], feeds) for first in range(0, len(x), size)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
     def activations(
         self, x: Any, names: Sequence[str], *, inputs: Mapping[str, Any] | Feeds | None = None
     ) -> dict[str, np.ndarray]:

@@ -1,0 +1,36 @@
+"""Is a map faithful? One file a metric: a plain function on arrays, and an accumulator over many pictures.
+
+    from fgcam_onnx.metrics import deletion_insertion, DeletionInsertion
+
+    deletion_insertion(explainer, x, e.relevance).overall                         # float64 [n]
+
+    metric = DeletionInsertion(explainer, step=448)
+    metric.update(x, e.relevance)                                                 # again and again
+    metric.summary()["overall"]                                                   # mean, standard error, interval, n
+
+``model`` is an Explainer, or any function from inputs to logits. Defaults are those of the FG-CAM paper.
+"""
+
+from __future__ import annotations
+
+from fgcam_onnx.metrics.average_drop import AverageDrop, average_drop
+from fgcam_onnx.metrics.base import Accumulator, Summary, interval, summarise
+from fgcam_onnx.metrics.deletion_insertion import Curves, DeletionInsertion, deletion_insertion
+from fgcam_onnx.metrics.localisation import Localisation, box_mask, localisation
+from fgcam_onnx.metrics.scorer import Scorer
+
+__all__ = [
+    "Accumulator",
+    "AverageDrop",
+    "Curves",
+    "DeletionInsertion",
+    "Localisation",
+    "Scorer",
+    "Summary",
+    "average_drop",
+    "box_mask",
+    "deletion_insertion",
+    "interval",
+    "localisation",
+    "summarise",
+]
