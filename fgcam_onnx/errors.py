@@ -24,6 +24,7 @@ __all__ = [
     "LayerError",
     "MethodError",
     "MissingFrameworkError",
+    "MissingPackageError",
     "MissingRuntimeError",
     "ModelError",
     "OptionError",
@@ -80,6 +81,10 @@ class DeviceMemoryError(BackendError, MemoryError):
 
 class MissingRuntimeError(BackendError, ImportError):
     """onnxruntime is not installed."""
+
+
+class MissingPackageError(FgcamError, ImportError):
+    """A package that only some functions need is not installed, or is broken."""
 
 
 class ImageError(FgcamError):
