@@ -6,7 +6,8 @@ It knows graphs, shapes and plans, and nothing of methods; ``fgcam_onnx.families
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -36,6 +37,8 @@ from fgcam_onnx.node import REFERENCE
 __all__ = ["Engine", "Tape", "by_image", "moved_first"]
 
 LOG = logging.getLogger("fgcam_onnx")
+# Arrays that cost many forward passes and may be asked for again: so many, of so many bytes together.
+KEPT, LARGE = 8, 1 << 28
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,7 @@ class Engine:
         self._shapes: dict[tuple[Any, ...], dict[str, tuple[int, ...]]] = {}
         self.plans: dict[tuple[Any, ...], Plan] = {}
         self._behind: dict[tuple[str, ...], Behind] = {}
+        self._kept: OrderedDict[tuple[Any, ...], np.ndarray] = OrderedDict()
 
     # --- the model ----------------------------------------------------------------------------------------------------
 
@@ -278,6 +282,17 @@ class Engine:
             found.append(logits.reshape(len(whole), -1)[:given].astype(np.float32))
             first += given
         return np.concatenate(found)
+
+    def kept(self, key: tuple[Any, ...], made: Callable[[], np.ndarray]) -> np.ndarray:
+        """What was made for this key, if it is among the last KEPT arrays; else it is made."""
+        if key not in self._kept:
+            self._kept[key] = made()
+            while len(self._kept) > KEPT or (
+                len(self._kept) > 1 and sum(a.nbytes for a in self._kept.values()) > LARGE
+            ):
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
     def smaller(self, size: int, images: int, error: DeviceMemoryError) -> int:
         """Half of a batch that did not fit; said in the log. A batch that cannot be halved is the user's to know."""

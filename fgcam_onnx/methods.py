@@ -23,6 +23,7 @@ from fgcam_onnx.attributions import (
 from fgcam_onnx.cams import (
     ablation_cam,
     cam,
+    class_blind,
     eigen_cam,
     fd_cam,
     grad_cam,
@@ -108,6 +109,8 @@ CAMS: tuple[tuple[str, str, str, ModuleType, dict[str, Any]], ...] = (
      {"needs": _needs("relevance"), "by_class": True}),
     ("eigen-cam", "the strongest direction of the activations, of no class", "Muhammad and Yeasin, IJCNN 2020",
      eigen_cam, {"masked": False}),
+    ("class-blind", "the bare activations: the control, of no class", "FG-CAM (AAAI 2024) with w_k = 1", class_blind,
+     {"in_verbs": True}),
     ("group-cam", "groups of channels weighted by the score of what they show", "Zhang et al., 2021", group_cam,
      {"needs": _needs("gradient", "scores"), "by_class": True}),
     ("fd-cam", "channels weighted by gradient and by the score of channels alike", "Li et al., ICPR 2022", fd_cam,

@@ -229,3 +229,26 @@ def test_every_method_says_who_wrote_it() -> None:
         assert method.summary
         assert "20" in method.paper
         assert METHODS[name] is find_method(name)
+
+
+def test_scores_are_paid_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walked down to another layer, or denoised, Score-CAM's components are those of the first call; of no other."""
+    proto = tiny_models.vgg(seed=3)
+    e, fresh = Explainer(proto, threads=1), lambda: Explainer(proto, threads=1)
+    x = tiny_models.pictures(proto, 2, seed=7)
+    calls = []
+    logits = e._engine.logits
+    monkeypatch.setattr(e._engine, "logits", lambda *args: calls.append(1) or logits(*args))
+
+    def cost(**asked: Any) -> int:
+        before = len(calls)
+        found = e.explain(**{"x": x, "method": "fg-score-cam", "target": [1, 2], **asked})
+        expected = fresh().explain(**{"x": x, "method": "fg-score-cam", "target": [1, 2], **asked})
+        np.testing.assert_array_equal(found.relevance, expected.relevance)
+        return len(calls) - before
+
+    assert cost() > 0
+    layer = e.layers()[1].name
+    assert cost(layer=layer) == cost(denoise=True) == cost(method="score-cam") == cost() == 0
+    for other in ({"target": [2, 1]}, {"x": x[::-1].copy()}, {"weights": "softmax"}, {"start": layer}, {"batch_size": 3}):
+        assert cost(**other) > 0, other

@@ -24,6 +24,7 @@ from fgcam_onnx.cams import (
     ablation_cam,
     blur,
     cam,
+    class_blind,
     eigen_cam,
     fd_cam,
     grad_cam,
@@ -47,7 +48,7 @@ torch = pytest.importorskip("torch")
 F, nn = torch.nn.functional, torch.nn
 
 Array = np.ndarray
-VERBS = (cam, grad_cam, grad_cam_plus_plus, xgrad_cam, layer_cam, hires_cam)
+VERBS = (cam, grad_cam, grad_cam_plus_plus, xgrad_cam, layer_cam, hires_cam, class_blind)
 BASES = (*VERBS, score_cam, ablation_cam, lift_cam, relevance_cam, eigen_cam, group_cam, fd_cam)
 CLASSES = 5
 TIGHT = 1e-10  # relative to the largest magnitude
@@ -806,7 +807,7 @@ def test_options_out_of_range(base: Any, options: dict[str, Any], text: str) -> 
 def test_every_base_is_documented_in_the_frame(base: Any) -> None:
     """A table is made of these: a name and one sentence, a formula, and three paragraphs."""
     first, *others = (base.__doc__ or "").strip().split("\n\n")
-    assert re.fullmatch(r"[A-Za-z-]*CAM[+]*: [^.\n]+\.", first)
+    assert re.fullmatch(r"[A-Za-z -]*CAM[+]*: [^.\n]+\.", first)
     assert others[0].startswith("    ")
     assert "[rows, c, ...]" in others[0]
     heads = [text.split(":")[0] for text in others if re.match(r"[A-Z][a-z]+: ", text)]

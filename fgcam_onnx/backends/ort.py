@@ -46,7 +46,7 @@ PHASES, FEW = 16, 64
 # onnxruntime adds a row cell by cell, so the rounding of more cells than this adds up: lines are summed first.
 LONG = 4096
 # Compiled programs kept: the descents of a few methods at a few shapes.
-KEPT = 8
+KEPT = 32
 
 
 class OrtBackend(Backend):

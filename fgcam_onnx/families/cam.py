@@ -8,6 +8,7 @@ Source: methods 2.1 and 5.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -139,12 +140,23 @@ def _step_by_step(engine: Engine, job: Job, batch: Batch) -> dict[str, np.ndarra
     xp = NumpyVerbs(engine.backend.dtype)
     context = _context(engine, job, batch, xp, activations, differentiate)
     context = replace(context, behind=behind, relevance=relevance, contributions=contributions)
-    components = job.method.components(context)
+    components = _kept(engine, job, batch, lambda: job.method.components(context))
     if not np.isfinite(components).all():
         raise engine.not_finite(job.graph, batch.tape, job.source, job.target)
     if job.denoise:
         components = denoise_components(components, activations, **job.cleaning)
     return engine.run(job.plans[BODY], batch.tape, components.transpose(back), keep_books=True)
+
+
+def _kept(engine: Engine, job: Job, batch: Batch, made: Callable[[], np.ndarray]) -> np.ndarray:
+    """Components that cost many forward passes are those of every layer that they are walked down to: kept a while."""
+    if not job.method.many_passes:
+        return made()
+    digest = hashlib.sha256(np.ascontiguousarray(batch.x))
+    for array in (batch.seed, *batch.feeds.arrays.values()):
+        digest.update(np.ascontiguousarray(array))
+    what = (job.method.module.__name__, repr(sorted(job.options.items())), id(job.graph), job.source)
+    return engine.kept((*what, batch.x.shape, batch.batch_size, digest.hexdigest()), made)
 
 
 def _in_one_program(engine: Engine, job: Job, batch: Batch) -> dict[str, np.ndarray]:
