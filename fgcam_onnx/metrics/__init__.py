@@ -15,22 +15,37 @@ from __future__ import annotations
 
 from fgcam_onnx.metrics.average_drop import AverageDrop, average_drop
 from fgcam_onnx.metrics.base import Accumulator, Summary, interval, summarise
+from fgcam_onnx.metrics.completeness import Completeness, completeness
+from fgcam_onnx.metrics.complexity import Complexity, complexity
 from fgcam_onnx.metrics.deletion_insertion import Curves, DeletionInsertion, deletion_insertion
 from fgcam_onnx.metrics.localisation import Localisation, box_mask, localisation
 from fgcam_onnx.metrics.scorer import Scorer
+from fgcam_onnx.metrics.similarity import Similarity, pearson, similarity, spearman, ssim
+from fgcam_onnx.metrics.sparseness import Sparseness, sparseness
 
 __all__ = [
     "Accumulator",
     "AverageDrop",
+    "Completeness",
+    "Complexity",
     "Curves",
     "DeletionInsertion",
     "Localisation",
     "Scorer",
+    "Similarity",
+    "Sparseness",
     "Summary",
     "average_drop",
     "box_mask",
+    "completeness",
+    "complexity",
     "deletion_insertion",
     "interval",
     "localisation",
+    "pearson",
+    "similarity",
+    "sparseness",
+    "spearman",
+    "ssim",
     "summarise",
 ]
