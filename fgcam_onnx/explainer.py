@@ -220,6 +220,14 @@ class Explainer:
         """
         return self._engine.stages
 
+    def tensor_name(self, name: str) -> str:
+        """The tensor of a layer's name, a node's name, or "input".
+
+        Raises:
+            LayerError: there is none; the nearest names are suggested.
+        """
+        return self._engine.tensor(name, self.graph)
+
     def coverage(self, **options: Any) -> Coverage:
         """Each node on the path with its rule, or why it has none. Nothing is run. Options as in :meth:`explain`."""
         for name in options:

@@ -8,7 +8,7 @@ One formula for all of them, ``v`` the pixel in 0..255, channel by channel in th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -159,6 +159,20 @@ class Preprocessing:
         if part.size != (w, h):
             part = self._cut(part, -v0, -u0, h, w)
         return np.asarray(part.convert("L").convert("RGB") if self.color == "GRAY" else part)
+
+    def boxes(self, boxes: Iterable[Sequence[float]], h: int, w: int) -> list[tuple[float, float, float, float]]:
+        """Boxes (x1, y1, x2, y2) of a picture of ``h`` x ``w`` pixels where they are in the model's input.
+
+        Cut at the edges of what the model sees; a box that it does not see at all is left out.
+        """
+        new_h, new_w, top, left = self._frame(h, w)
+        found = []
+        for x1, y1, x2, y2 in boxes:
+            u1, u2 = (min(max(x * new_w / w - left, 0.0), float(self.size[1])) for x in (x1, x2))
+            v1, v2 = (min(max(y * new_h / h - top, 0.0), float(self.size[0])) for y in (y1, y2))
+            if u1 < u2 and v1 < v2:
+                found.append((u1, v1, u2, v2))
+        return found
 
     def _cut(self, image: Image.Image, top: int, left: int, h: int, w: int) -> Image.Image:
         """``h`` x ``w`` pixels from (top, left) on, which may lie outside the picture."""

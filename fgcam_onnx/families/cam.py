@@ -152,9 +152,9 @@ def _kept(engine: Engine, job: Job, batch: Batch, made: Callable[[], np.ndarray]
     """Components that cost many forward passes are those of every layer that they are walked down to: kept a while."""
     if not job.method.many_passes:
         return made()
-    digest = hashlib.sha256(np.ascontiguousarray(batch.x))
-    for array in (batch.seed, *batch.feeds.arrays.values()):
-        digest.update(np.ascontiguousarray(array))
+    digest = hashlib.sha256()
+    for array in (batch.x, batch.seed, *batch.feeds.arrays.values()):
+        digest.update(np.ascontiguousarray(array).tobytes())
     what = (job.method.module.__name__, repr(sorted(job.options.items())), id(job.graph), job.source)
     return engine.kept((*what, batch.x.shape, batch.batch_size, digest.hexdigest()), made)
 

@@ -1,0 +1,137 @@
+"""Who is measured where: methods by the words of a command, and the cells of methods and layers.
+
+A word is a method's name, with ``+denoise`` for FG-CAM with denoising; a set of methods (``paper``, ``quick``,
+``all``); or a control. CAMs stand at each layer but the input, fine-grained methods at each layer that L is walked down
+to and at the input, all others at the input, as in the paper's tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fgcam_onnx.errors import LayerError, MethodError, OptionError, nearest
+from fgcam_onnx.evaluation.controls import CONTROLS
+from fgcam_onnx.methods import METHODS, method
+
+if TYPE_CHECKING:
+    from fgcam_onnx import Explainer
+
+__all__ = ["CLASS_BLIND", "DENOISE", "SETS", "Cell", "Contender", "cells_of", "contenders_of", "layers_of"]
+
+DENOISE = "+denoise"
+CLASS_BLIND = ("class-blind", "fg-class-blind")
+QUICK = ("grad-cam", "layer-cam", "fg-grad-cam", "fg-grad-cam+denoise", "lrp", "clrp", "sglrp")
+PAPER = (
+    "grad-cam", "fg-grad-cam", "fg-grad-cam+denoise", "score-cam", "fg-score-cam", "fg-score-cam+denoise", "layer-cam",
+    "lrp", "clrp", "sglrp",
+)  # fmt: skip
+SETS = {"quick": QUICK, "paper": PAPER}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """``name`` as rows have it; ``method`` None for a control that no network makes; ``kind`` as of the method."""
+
+    name: str
+    method: str | None
+    denoise: bool = False
+    kind: str = "control"
+
+    @property
+    def many_passes(self) -> bool:
+        """Does a map cost many forward passes?"""
+        return self.method is not None and METHODS[self.method].many_passes
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A contender at a layer: "input", or a tensor."""
+
+    contender: Contender
+    layer: str
+
+
+def contenders_of(words: str | Sequence[str], *, controls: bool = True) -> list[Contender]:
+    """The contenders of ``a,b,paper``; with ``controls`` those that every table needs come last.
+
+    Raises:
+        MethodError: a word that is no method; the nearest is suggested.
+        OptionError: ``+denoise`` behind a method without an L.
+    """
+    if isinstance(words, str):
+        words = words.split(",")
+    names: list[str] = []
+    for word in (each.strip() for each in words):
+        if word == "all":
+            names += [m.name for m in METHODS.values() if m.name not in CLASS_BLIND]
+        elif word:
+            names += SETS.get(word, (word,))
+    if not names:
+        raise MethodError("no method is named", known=f"{', '.join(SETS)}, all, or names of fgcam methods")
+    found = {name: _contender(name) for name in names}
+    if controls:
+        found |= {name: _contender(name) for name in (*CLASS_BLIND, *CONTROLS)}
+    return list(found.values())
+
+
+def _contender(name: str) -> Contender:
+    if name in CONTROLS:
+        return Contender(name, None)
+    base = name.removesuffix(DENOISE)
+    if base not in METHODS and base not in (f"fg-{each}" for each in METHODS):
+        known = (*SETS, "all", *METHODS, *CONTROLS)
+        raise MethodError(f"there is no method {base!r}", known=", ".join(known), next=nearest(base, known) or None)
+    found = method(base)
+    if name != base and found.kind not in ("fine-grained", "cam"):
+        raise OptionError(f"{base} starts on the logits, and {DENOISE} belongs to a method with an L")
+    return Contender(name, base, name != base, found.kind)
+
+
+def layers_of(explainer: Explainer, words: str | Sequence[str] | None) -> list[str]:
+    """Tensors from L down to "input". None or "all" for every stage; "L" for the default layer.
+
+    Raises:
+        LayerError: a layer that the model does not have.
+    """
+    if isinstance(words, str):
+        words = [word.strip() for word in words.split(",") if word.strip()]
+    if words is None or list(words) == ["all"]:
+        return [*(stage.name for stage in reversed(explainer.layers()[1:])), "input"]
+    found: dict[str, None] = {}
+    for word in words:
+        name = explainer.tensor_name(explainer.default_layer if word == "L" else word)
+        found["input" if name == explainer.input_name else name] = None
+    order = {o: i for i, layer in enumerate(explainer.graph.layers) for o in layer.outputs}
+    return sorted(found, key=lambda name: -order.get(name, -1))
+
+
+def cells_of(explainer: Explainer, contenders: Sequence[Contender], layers: Sequence[str]) -> list[Cell]:
+    """Which contender stands where, layer by layer.
+
+    Raises:
+        LayerError: one of the contenders stands at none of these layers.
+    """
+    cells = [Cell(c, layer) for layer in layers for c in contenders if _stands(c, layer, explainer.default_layer)]
+    for contender in contenders:
+        optional = contender.method is None or contender.method in CLASS_BLIND
+        if not optional and not any(cell.contender == contender for cell in cells):
+            place = "at a layer other than the input" if contender.kind == "cam" else "at the input"
+            if contender.kind == "fine-grained":
+                place = "below L, where it is walked down to"
+            raise LayerError(
+                f"{contender.name} is measured {place}", known=f"--layers {','.join(layers)}",
+                next="add input to --layers" if "input" not in layers else "add a layer of fgcam inspect to --layers",
+            )  # fmt: skip
+    return cells
+
+
+def _stands(contender: Contender, layer: str, start: str) -> bool:
+    if contender.method is None:
+        return True
+    if contender.kind == "cam":
+        return layer != "input"
+    if contender.kind == "fine-grained":
+        return layer != start or contender.denoise
+    return layer == "input"

@@ -1,0 +1,110 @@
+"""A run: everything that says what an evaluation computes, as plain data that any process can begin from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fgcam_onnx import Explainer
+from fgcam_onnx.evaluation.contenders import Cell, cells_of, contenders_of, layers_of
+from fgcam_onnx.evaluation.evaluator import Evaluator, columns
+from fgcam_onnx.evaluation.settings import Settings
+from fgcam_onnx.metrics.scorer import Scorer
+from fgcam_onnx.recipe import Preprocessing
+
+__all__ = ["Run", "plan"]
+
+FORMAT = 1
+# What may differ between one start of a run and the next.
+FREE = ("limit", "pictures", "boxes")
+
+
+@dataclass(frozen=True)
+class Run:
+    """``engine``: what :class:`fgcam_onnx.Explainer` is made with beside the model."""
+
+    model: Path
+    engine: Mapping[str, Any]
+    recipe: Preprocessing
+    cells: tuple[Cell, ...]
+    settings: Settings
+    labels: tuple[str, ...] | None
+    batch_size: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def evaluator(self, explainer: Explainer | None = None) -> Evaluator:
+        """A worker of this run, with an Explainer of its own if none is given."""
+        explainer = explainer or Explainer(self.model, **self.engine)
+        return Evaluator(
+            explainer, self.recipe, self.cells, self.settings, labels=self.labels, batch_size=self.batch_size
+        )
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """Of its rows."""
+        return columns(self.settings)
+
+    def spec(self, **more: Any) -> dict[str, Any]:
+        """What the rows depend on, plain JSON: a folder of results belongs to one spec."""
+        recipe = self.recipe.to_dict()
+        return {
+            "format": FORMAT,
+            **self.facts,
+            "cells": [[cell.contender.name, cell.layer] for cell in self.cells],
+            "settings": dict(self.settings.record()),
+            "preprocessing": {k: v for k, v in recipe.items() if k not in ("source", "file", "notes")},
+            "batch_size": self.batch_size,
+            **more,
+            "free": list(FREE),
+        }
+
+
+def plan(
+    explainer: Explainer,
+    recipe: Preprocessing,
+    *,
+    engine: Mapping[str, Any] | None = None,
+    methods: str | Sequence[str] = "quick",
+    layers: str | Sequence[str] | None = None,
+    controls: bool = True,
+    settings: Settings | None = None,
+    labels: Sequence[str] | None = None,
+    batch_size: int | None = None,
+) -> Run:
+    """The run of a model. Words as of :mod:`fgcam_onnx.evaluation.contenders`.
+
+    Raises:
+        MethodError, LayerError, OptionError: a word that means nothing; the nearest is suggested.
+    """
+    import numpy as np
+
+    import fgcam_onnx
+    from fgcam_onnx.runtime import onnxruntime
+
+    if explainer.path is None:
+        raise ValueError("an evaluation needs a model file, from which other processes can load it")
+    cells = cells_of(explainer, contenders_of(methods, controls=controls), layers_of(explainer, layers))
+    scorer = Scorer(explainer, batch_size=batch_size)
+    shape = recipe.size
+    picture = np.zeros((recipe.channels, *shape), explainer.input_dtype)
+    facts = {
+        "model": explainer.sha256,
+        "output": explainer.output_name,
+        "backend": explainer.backend,
+        "precision": explainer.precision,
+        "providers": explainer.providers,
+        "fgcam_onnx": fgcam_onnx.__version__,
+        "onnxruntime": onnxruntime().__version__,
+    }
+    return Run(
+        explainer.path.resolve(),
+        dict(engine or {}),
+        recipe,
+        tuple(cells),
+        settings or Settings(),
+        None if labels is None else tuple(labels),
+        scorer.fits(picture),
+        facts,
+    )
