@@ -18,8 +18,12 @@ from fgcam_onnx.metrics.base import Accumulator, Summary, interval, summarise
 from fgcam_onnx.metrics.completeness import Completeness, completeness
 from fgcam_onnx.metrics.complexity import Complexity, complexity
 from fgcam_onnx.metrics.deletion_insertion import Curves, DeletionInsertion, deletion_insertion
+from fgcam_onnx.metrics.infidelity import Infidelity, infidelity
 from fgcam_onnx.metrics.localisation import Localisation, box_mask, localisation
+from fgcam_onnx.metrics.mu_fidelity import MuFidelity, mu_fidelity
+from fgcam_onnx.metrics.road import Removal, Road, imputed, road
 from fgcam_onnx.metrics.scorer import Scorer
+from fgcam_onnx.metrics.sensitivity_n import SensitivityN, sensitivity_n
 from fgcam_onnx.metrics.similarity import Similarity, pearson, similarity, spearman, ssim
 from fgcam_onnx.metrics.sparseness import Sparseness, sparseness
 
@@ -30,8 +34,13 @@ __all__ = [
     "Complexity",
     "Curves",
     "DeletionInsertion",
+    "Infidelity",
     "Localisation",
+    "MuFidelity",
+    "Removal",
+    "Road",
     "Scorer",
+    "SensitivityN",
     "Similarity",
     "Sparseness",
     "Summary",
@@ -40,9 +49,14 @@ __all__ = [
     "completeness",
     "complexity",
     "deletion_insertion",
+    "imputed",
+    "infidelity",
     "interval",
     "localisation",
+    "mu_fidelity",
     "pearson",
+    "road",
+    "sensitivity_n",
     "similarity",
     "sparseness",
     "spearman",
