@@ -14,6 +14,7 @@ import typer
 
 from fgcam_onnx.cli import say
 from fgcam_onnx.cli.demo import demo
+from fgcam_onnx.cli.evaluate import evaluate
 from fgcam_onnx.cli.explain import explain
 from fgcam_onnx.cli.export import export
 from fgcam_onnx.cli.inspect import inspect
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, inspect, explain, export, methods, ops):
+for command in (demo, inspect, explain, evaluate, export, methods, ops):
     app.command()(command)
 
 

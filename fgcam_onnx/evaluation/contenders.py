@@ -107,24 +107,31 @@ def layers_of(explainer: Explainer, words: str | Sequence[str] | None) -> list[s
     return sorted(found, key=lambda name: -order.get(name, -1))
 
 
-def cells_of(explainer: Explainer, contenders: Sequence[Contender], layers: Sequence[str]) -> list[Cell]:
-    """Which contender stands where, layer by layer.
+def cells_of(
+    explainer: Explainer, contenders: Sequence[Contender], layers: Sequence[str]
+) -> tuple[list[Cell], list[str]]:
+    """Which contender stands where, layer by layer; and a sentence for each that stands nowhere.
 
     Raises:
-        LayerError: one of the contenders stands at none of these layers.
+        LayerError: no method stands at any of these layers.
     """
     cells = [Cell(c, layer) for layer in layers for c in contenders if _stands(c, layer, explainer.default_layer)]
-    for contender in contenders:
-        optional = contender.method is None or contender.method in CLASS_BLIND
-        if not optional and not any(cell.contender == contender for cell in cells):
-            place = "at a layer other than the input" if contender.kind == "cam" else "at the input"
-            if contender.kind == "fine-grained":
-                place = "below L, where it is walked down to"
-            raise LayerError(
-                f"{contender.name} is measured {place}", known=f"--layers {','.join(layers)}",
-                next="add input to --layers" if "input" not in layers else "add a layer of fgcam inspect to --layers",
-            )  # fmt: skip
-    return cells
+    placed = {cell.contender for cell in cells}
+    left_out = [
+        f"{c.name} is measured {_PLACES.get(c.kind, 'at the input')}, and not at {', '.join(layers)}"
+        for c in contenders
+        if c not in placed and c.method not in CLASS_BLIND
+    ]
+    if not any(c.method is not None and c.method not in CLASS_BLIND for c in placed):
+        raise LayerError(
+            left_out[0] if left_out else "nothing is measured but controls",
+            known=f"--layers {','.join(layers)}",
+            next="add input" if "input" not in layers else "add a layer of fgcam inspect",
+        )
+    return cells, left_out
+
+
+_PLACES = {"cam": "at a layer that is not the input", "fine-grained": "below L, where it is walked down to"}
 
 
 def _stands(contender: Contender, layer: str, start: str) -> bool:

@@ -23,7 +23,10 @@ FREE = ("limit", "pictures", "boxes")
 
 @dataclass(frozen=True)
 class Run:
-    """``engine``: what :class:`fgcam_onnx.Explainer` is made with beside the model."""
+    """``engine``: what :class:`fgcam_onnx.Explainer` is made with beside the model.
+
+    ``facts``: model, versions, backend. ``notes``: who is not measured, and why.
+    """
 
     model: Path
     engine: Mapping[str, Any]
@@ -33,6 +36,7 @@ class Run:
     labels: tuple[str, ...] | None
     batch_size: int
     facts: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def evaluator(self, explainer: Explainer | None = None) -> Evaluator:
         """A worker of this run, with an Explainer of its own if none is given."""
@@ -85,7 +89,8 @@ def plan(
 
     if explainer.path is None:
         raise ValueError("an evaluation needs a model file, from which other processes can load it")
-    cells = cells_of(explainer, contenders_of(methods, controls=controls), layers_of(explainer, layers))
+    contenders = contenders_of(methods, controls=controls)
+    cells, left_out = cells_of(explainer, contenders, layers_of(explainer, layers))
     scorer = Scorer(explainer, batch_size=batch_size)
     shape = recipe.size
     picture = np.zeros((recipe.channels, *shape), explainer.input_dtype)
@@ -107,4 +112,5 @@ def plan(
         None if labels is None else tuple(labels),
         scorer.fits(picture),
         facts,
+        tuple(left_out),
     )
