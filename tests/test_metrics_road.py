@@ -84,7 +84,7 @@ def test_against_pytorch_grad_cam(share: float) -> None:
 
     picture = RNG.normal(size=(3, 30, 26))
     removed = RNG.random((30, 26)) < share
-    theirs = NoisyLinearImputer(noise=0)(torch.tensor(picture), torch.tensor(~removed).float())
+    theirs = NoisyLinearImputer(noise=0)(torch.tensor(picture).float(), torch.tensor(~removed).float())
     assert imputed(picture, removed, noise=0) == pytest.approx(theirs.numpy(), abs=2e-6)  # theirs is float32
 
 
