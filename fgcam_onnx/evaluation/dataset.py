@@ -290,10 +290,8 @@ def _columns(rows: Listing, places: _Places, boxed: bool, notes: list[str]) -> t
             raise _nameless(rows, rows.header)
         labels = rows.columns(listing.LABELS)
         if len(labels) > 1:
-            others = [rows.header[column] for column in labels[1:]]
-            notes.append(
-                f"labels are of the column {rows.header[labels[0]]!r} of {rows.path.name}, not {_some(others)}"
-            )
+            unread = _some([rows.header[column] for column in labels[1:]])
+            notes.append(f"labels are of the column {rows.header[labels[0]]!r} of {rows.path.name}, not {unread}")
         return file, labels[0] if labels else None
 
     def is_picture(cell: str) -> bool:
