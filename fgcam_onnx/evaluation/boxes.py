@@ -94,7 +94,7 @@ def check(boxes: Iterable[Box], size: Sequence[int]) -> tuple[tuple[Box, ...], t
 
 
 def _written(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value) if math.isfinite(value) else str(value)
+    return f"{value:.10g}"
 
 
 # ---------------------------------------------------------------------------------------------------- lists

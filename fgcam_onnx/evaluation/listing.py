@@ -77,7 +77,7 @@ def read_listing(path: Path, names: Sequence[str], first: Callable[[Sequence[str
     """A list and its header, if it has one.
 
     ``names``: one of these in the first row makes it a header. ``first``: are these cells surely a row of the list? The
-    delimiter is the one that makes a header of the first row; failing that, the one with which most of them are.
+    delimiter is the one that makes a header of the first row; failing that, one that divides rows, the one with which most of them are.
 
     Raises :class:`InputError` for what is empty, no UTF-8, or no CSV.
     """
@@ -100,9 +100,9 @@ def read_listing(path: Path, names: Sequence[str], first: Callable[[Sequence[str
     def is_header(cells: Sequence[str]) -> bool:
         return any(cell.casefold() in names for cell in cells) and not first(cells)
 
-    def fits(delimiter: str) -> tuple[bool, int, bool]:
+    def fits(delimiter: str) -> tuple[bool, bool, int]:
         rows = [row.cells for row in _rows(path, head, delimiter, strict=False)]
-        return bool(rows) and is_header(rows[0]), sum(first(cells) for cells in rows), bool(rows) and len(rows[0]) > 1
+        return bool(rows) and is_header(rows[0]), bool(rows) and len(rows[0]) > 1, sum(map(first, rows))
 
     rows = _rows(path, text, max(DELIMITERS, key=fits))
     if not rows:
