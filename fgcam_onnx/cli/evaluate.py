@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fgcam_onnx.evaluation.local import Failure
     from fgcam_onnx.evaluation.run import Run
     from fgcam_onnx.evaluation.store import Store
+    from fgcam_onnx.evaluation.summary import Results
     from fgcam_onnx.evaluation.table import Report
 
 _DATA, _HOW, _RUN = "Which pictures", "How it is measured", "Where it runs"
@@ -151,6 +152,7 @@ def evaluate(
     from fgcam_onnx.evaluation.dataset import read_dataset
     from fgcam_onnx.evaluation.settings import Settings
     from fgcam_onnx.evaluation.store import open_store
+    from fgcam_onnx.optional import need
 
     settings = Settings(
         tuple(word.strip() for word in metrics.split(",") if word.strip()), target, fraction, step,
@@ -160,6 +162,8 @@ def evaluate(
         raise OptionError(f"there is no engine {engine!r}", known="local, ray")
     if workers is not None and engine == "local":
         raise OptionError("--workers belongs to --engine ray", next="--threads says how many cores one machine uses")
+    if plots:
+        need("matplotlib", "evaluate", "plots (or leave them out: --no-plots)")  # told now, and not after hours
     data = read_dataset(images, boxes=boxes, limit=limit, seed=seed)
 
     run, explainer, label_source = _planned(
@@ -359,13 +363,25 @@ def _write(
         "failures.csv": _listed(failures).encode(),
     }
     if plots:
-        from fgcam_onnx.evaluation.plots import draw
-
-        files |= draw(results)
+        files |= _drawn(results)
     with Folder(folder, keep=True) as out:
         out.write(files)
         out.finish({**run.spec(), "pictures": len({row["image"] for row in rows}), "failures": len(failures)})
     return report
+
+
+def _drawn(results: Results) -> dict[str, bytes]:
+    """The plots as files: curves of deletion and insertion, and each metric against the layers."""
+    from tempfile import TemporaryDirectory
+
+    from fgcam_onnx.evaluation.plots import against_layers, curves, save
+
+    files = {}
+    with TemporaryDirectory() as beside:
+        for name, figure in (("curves", curves(results)), ("layers", against_layers(results))):
+            for path in save(figure, Path(beside, name)) if figure is not None else ():
+                files[path.name] = path.read_bytes()
+    return files
 
 
 def _listed(failures: Sequence[Failure]) -> str:
