@@ -84,7 +84,7 @@ def test_overall_is_insertion_less_deletion() -> None:
     assert len(cells) == 28
     for cell in cells:
         difference = published(*cell, "insertion") - published(*cell, "deletion")
-        assert abs(difference - published(*cell, "overall")) < 1.5e-5, cell
+        assert abs(difference - published(*cell, "overall")) < 1e-9, cell
 
 
 def test_orderings_hold_in_what_was_published() -> None:

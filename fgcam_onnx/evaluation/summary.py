@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -353,13 +353,15 @@ class Evidence:
     n: int
     digits: int
     verdict: str
+    values: Floats = field(default_factory=lambda: np.zeros(0), repr=False, compare=False)
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that is "holds" if all of its evidence is, "does not hold" if some of it is clearly against it.
+    """A sentence that "holds" if all of its evidence does: every interval is above 0.
 
-    Else "not separated": intervals contain 0; or "not measured": there is no evidence.
+    It "does not hold" if one of k pieces is below 0 with an interval of 1 - 0.05 / k, so that many comparisons do not
+    make a false one by their number. Else it is "not separated", or "not measured" without evidence.
     """
 
     name: str
@@ -388,7 +390,7 @@ def _weigh(
     values = _contrast(results, figure, terms, offset)
     mean, low, high, side = _measured(values)
     verdict = {"higher": HOLDS, "lower": FAILS}.get(side, side)
-    return Evidence(where, text, mean, low, high, len(values), figure_of(figure).digits, verdict)
+    return Evidence(where, text, mean, low, high, len(values), figure_of(figure).digits, verdict, values)
 
 
 def _beats(results: Results, figure: str, a: Key, b: Key, where: str) -> Evidence:
@@ -402,7 +404,15 @@ def _beats(results: Results, figure: str, a: Key, b: Key, where: str) -> Evidenc
 
 
 def _present(evidence: Iterable[Evidence]) -> tuple[Evidence, ...]:
-    return tuple(each for each in evidence if each.n)
+    """What was measured; a piece that is against its claim, though not among so many, is not separated."""
+    found = [each for each in evidence if each.n]
+    level = 1 - 0.05 / max(len(found), 1)
+    return tuple(
+        replace(each, verdict=UNCLEAR)
+        if each.verdict == FAILS and interval(each.values, level=level)[1] >= -ROUNDING
+        else each
+        for each in found
+    )
 
 
 def orderings(rows: Iterable[Row] | Results, labels: Mapping[str, str] | None = None) -> list[Claim]:
@@ -597,7 +607,7 @@ def against_controls(
     results = Results.of(rows)
     names = {layer: layer for layer in results.layers} | dict(labels or {})
     found = []
-    for figure in figures:
+    for figure in (name for name in figures if name in results.figures):
         for layer in results.layers:
             for method in results.methods:
                 if is_control(method) or (method, layer) not in results:

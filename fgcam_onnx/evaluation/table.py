@@ -635,8 +635,11 @@ class Report:
         counts = {word: sum(claim.verdict == word for claim in self.claims) for word in words}
         intervals = sum(not math.isnan(each.margin) for claim in self.claims for each in claim.evidence)
         lines += ["", ", ".join(f"{word}: {count}" for word, count in counts.items())]
-        lines.append("A claim holds if all of its differences are above 0 with their 95 % intervals. Of the")
-        lines.append(f"{intervals} intervals here one in twenty misses the true value by chance.")
+        lines += [
+            "A claim holds if all of its differences are above 0 with their 95 % intervals, and does not",
+            "hold if one is below 0 with an interval of 1 - 5 % / k, where k is the number of its differences.",
+            f"Of the {intervals} intervals here one in twenty misses the true value by chance.",
+        ]
         return lines
 
 
