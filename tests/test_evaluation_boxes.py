@@ -1,4 +1,4 @@
-"""Boxes: every form they come in, rows that cannot be read, XML that should not be parsed, and boxes that do not fit."""
+"""Boxes: every form they come in, rows that cannot be read, XML that is not parsed, and boxes that do not fit."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def failed(path: Path) -> str:
         "Label;Right;Bottom;Left;Top;FileName\ncat;3;4;1;2;a.jpg\n;5.5;6;0;0;b.jpg\ndog;7;8;5;6;a.jpg\n",
         "a.jpg,1,2,3,4,cat\nb.jpg,0,0,5.5,6\na.jpg,5,6,7,8,dog\n",
         "a.jpg\t1\t2\t3\t4\tcat\r\n\r\nb.jpg\t0\t0\t5.5\t6\r\na.jpg\t5\t6\t7\t8\tdog\r\n",
-        '\ufeff"file", "x1", "y1", "x2", "y2", "label"\n"a.jpg", 1, 2, 3, 4, "cat"\nb.jpg,0,0,5.5,6,\na.jpg,5,6,7,8,dog',
+        '\ufeff"file", "x1", "y1", "x2", "y2", "label"\n"a.jpg", 1,2,3,4, "cat"\nb.jpg,0,0,5.5,6,\na.jpg,5,6,7,8,dog',
     ],
 )
 def test_a_list(tmp_path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -296,7 +297,7 @@ def test_draws_are_nested_and_keep_the_order(tmp_path: Path) -> None:
     pictures(tmp_path, *(f"n{c:02}/{i}.jpg" for c in range(10) for i in range(20)))
     every = [sample.id for sample in read_dataset(tmp_path).samples]
     draws = [[s.id for s in read_dataset(tmp_path, limit=n, seed=3).samples] for n in (1, 10, 20, 60, 199)]
-    for smaller, larger in zip(draws, draws[1:], strict=False):
+    for smaller, larger in pairwise(draws):
         assert [id for id in larger if id in smaller] == smaller
     assert [len(draw) for draw in draws] == [1, 10, 20, 60, 199]
     assert all([id for id in every if id in draw] == draw for draw in draws)

@@ -77,7 +77,8 @@ def read_listing(path: Path, names: Sequence[str], first: Callable[[Sequence[str
     """A list and its header, if it has one.
 
     ``names``: one of these in the first row makes it a header. ``first``: are these cells surely a row of the list? The
-    delimiter is the one that makes a header of the first row; failing that, one that divides rows, the one with which most of them are.
+    delimiter is the one that makes a header of the first row; failing that, one that divides it, and of those the one
+    with which most rows are surely rows.
 
     Raises :class:`InputError` for what is empty, no UTF-8, or no CSV.
     """
