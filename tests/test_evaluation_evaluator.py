@@ -247,7 +247,9 @@ def test_words_that_mean_nothing(words: str, kind: type[Exception], text: str) -
 def test_layers_from_l_to_the_input() -> None:
     e = explainer()
     all_of_them = [L, "max_pool2d_2", "max_pool2d_1", "max_pool2d", "input"]
-    assert layers_of(e, None) == layers_of(e, "all") == all_of_them
+    assert layers_of(e, "all") == all_of_them
+    assert layers_of(e, None) == layers_of(e, "paper") == all_of_them[1:]
+    assert layers_of(e, "L,paper") == all_of_them
     assert layers_of(e, "input, L,max_pool2d_1") == [L, "max_pool2d_1", "input"]
     assert layers_of(e, "image,node_max_pool2d_2") == ["max_pool2d_2", "input"]
     with pytest.raises(LayerError, match="did you mean"):

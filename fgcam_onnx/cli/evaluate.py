@@ -53,8 +53,11 @@ def evaluate(
     ] = "quick",
     layers: Annotated[
         str,
-        typer.Option(help='Where the maps are: all stages, or names of fgcam inspect, "L" and "input".'),
-    ] = "all",
+        typer.Option(
+            help='Where the maps are: "L"; "paper", three stages below it and the input; "all" stages; names of fgcam '
+            "inspect."
+        ),
+    ] = "L,paper",
     metrics: Annotated[
         str,
         typer.Option(help="average-drop, deletion-insertion, localisation, and others of docs/faithfulness.md."),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fgcam_onnx.errors import LayerError, MethodError, OptionError, nearest
 from fgcam_onnx.evaluation.controls import CONTROLS
+from fgcam_onnx.evaluation.published import recognise
 from fgcam_onnx.methods import METHODS, method
 
 if TYPE_CHECKING:
@@ -90,19 +91,26 @@ def _contender(name: str) -> Contender:
 
 
 def layers_of(explainer: Explainer, words: str | Sequence[str] | None) -> list[str]:
-    """Tensors from L down to "input". None or "all" for every stage; "L" for the default layer.
+    """Tensors from L down to "input". ``words``: "paper", "all", "L", "input", or names of tensors and nodes.
+
+    "paper", also None: the three stages next to L and the input; of VGG-16 layers 33, 23 and 13, as published.
 
     Raises:
         LayerError: a layer that the model does not have.
     """
     if isinstance(words, str):
         words = [word.strip() for word in words.split(",") if word.strip()]
-    if words is None or list(words) == ["all"]:
-        return [*(stage.name for stage in reversed(explainer.layers()[1:])), "input"]
+    stages = [stage.name for stage in reversed(explainer.layers())]
+    sets = {
+        "all": [*stages[:-1], "input"],
+        "paper": [*(recognise(explainer.graph) or stages[1:-1][:3]), "input"],
+        "L": [explainer.default_layer],
+    }
     found: dict[str, None] = {}
-    for word in words:
-        name = explainer.tensor_name(explainer.default_layer if word == "L" else word)
-        found["input" if name == explainer.input_name else name] = None
+    for word in ("paper",) if words is None else words:
+        for each in sets.get(word, (word,)):
+            name = explainer.tensor_name(each)
+            found["input" if name == explainer.input_name else name] = None
     order = {o: i for i, layer in enumerate(explainer.graph.layers) for o in layer.outputs}
     return sorted(found, key=lambda name: -order.get(name, -1))
 
