@@ -67,7 +67,7 @@ def kept(subject: Subject, relevance: Array, *, fraction: float = 0.5, signed: b
     if not 0 <= fraction <= 1:
         raise OptionError(f"option fraction cannot be {fraction!r}", known="the share of pixels to keep, 0 to 1")
     values = at_input(relevance[None], subject.size, signed=signed)
-    count = math.ceil(fraction * values[0].size)
+    count = math.ceil(fraction * values[0].size - 1e-9)  # 0.07 of 100 pixels are 7, though 0.07 * 100 > 7
     if signed or (signed is None and relevance.shape == subject.size):
         count = min(count, int((values > 0).sum()))
     return replaced(subject.baseline, subject.x, ranking(values)[0, :count], subject.layout)

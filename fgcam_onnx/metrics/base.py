@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fgcam_onnx.errors import InputError, TargetError
+from fgcam_onnx.feeds import as_dtype
 from fgcam_onnx.metrics.pixels import baseline_of
 from fgcam_onnx.metrics.scorer import Scorer
 
@@ -69,7 +70,7 @@ def subjects(
 
     Raises:
         TargetError: a class that the model does not have, or another number of classes than pictures.
-        InputError: no array of pictures, or NaN in them.
+        InputError: no array of pictures, NaN in them, or numbers that the model's type cannot hold.
     """
     pictures = np.asarray(x)
     if pictures.dtype.kind not in "fiu" or pictures.ndim < 3 or not pictures.size or not np.isfinite(pictures).all():
@@ -77,6 +78,12 @@ def subjects(
             "pictures have to be finite numbers [n, ...]", known=f"they are {pictures.dtype} {list(pictures.shape)}"
         )
     layout = scorer.layout(pictures)
+    if len(layout) != pictures.ndim:
+        raise InputError(
+            f"pictures have shape {list(pictures.shape)}", known=f"the model takes {len(layout)} axes, {layout}"
+        )
+    if scorer.dtype is not None:
+        pictures = as_dtype(pictures, scorer.dtype, "the pictures")
     if target is None:
         target = scorer.logits(pictures).argmax(axis=1)
     classes = np.atleast_1d(np.asarray(target))

@@ -33,6 +33,8 @@ def box_mask(boxes: Iterable[Sequence[float]], picture: tuple[int, int], size: t
     mask = np.zeros(size, bool)
     high, wide = picture
     for box in boxes:
+        if len(box) != 4:
+            raise InputError(f"a box has {len(box)} numbers", known="(x1, y1, x2, y2), in pixels")
         x1, y1, x2, y2 = (float(v) for v in box)
         if not (0 <= x1 < x2 <= wide and 0 <= y1 < y2 <= high):
             raise InputError(

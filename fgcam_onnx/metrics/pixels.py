@@ -40,7 +40,7 @@ def baseline_of(
 
     Raises:
         OptionError: another word, or a kernel or sigma that is none.
-        InputError: an array that does not fit, or holds NaN.
+        InputError: an array that does not fit, holds NaN, or numbers beyond the dtype of ``x``.
     """
     if isinstance(baseline, str):
         if baseline == "blur":
@@ -62,6 +62,11 @@ def baseline_of(
             ) from None
         if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
             raise InputError("the baseline has to be finite numbers", known=f"it is {found.dtype}")
+        limits = np.iinfo(x.dtype) if x.dtype.kind in "iu" else np.finfo(x.dtype)
+        if found.min() < limits.min or found.max() > limits.max:
+            raise InputError(
+                f"the baseline goes from {found.min():g} to {found.max():g}", known=f"the pictures are {x.dtype}"
+            )
     return np.ascontiguousarray(np.rint(found) if x.dtype.kind in "iu" else found, x.dtype)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fgcam_onnx import memory
 from fgcam_onnx.cams.probability import probability
-from fgcam_onnx.errors import InputError, OptionError
+from fgcam_onnx.errors import ActivationError, InputError, ModelError, OptionError, TargetError
 
 if TYPE_CHECKING:
     from fgcam_onnx import Explainer
@@ -39,7 +39,7 @@ class Scorer:
     ``batch_size``: copies at a time; None for what fits the memory. ``inputs``: for the inputs beside the picture, one
     row that serves every copy.
 
-    ``forwards`` counts the pictures that were run.
+    ``forwards`` counts the pictures that were run. ``dtype``: what the model takes; None of a function.
 
     Raises:
         InputError: a dense output, which has no probability of a class.
@@ -70,9 +70,9 @@ class Scorer:
             self._run: Callable[[Array], Array] = lambda x: model.scores(x, inputs=inputs)
             self.batch_size = batch_size or model.fixed_batch
             self._activations = _largest(model)
-            self.integers = np.dtype(model.input_dtype).kind in "iu"
+            self.dtype: str | None = model.input_dtype
         else:
-            self.head, self._run, self._activations, self.integers = head, model, 0, False
+            self.head, self._run, self._activations, self.dtype = head, model, 0, None
 
     def layout(self, x: Array) -> str:
         """One letter an axis of ``x`` [n, ...]."""
@@ -87,8 +87,18 @@ class Scorer:
         return self.probability(self.logits(x), target)
 
     def probability(self, logits: Array, target: npt.ArrayLike) -> Array:
-        """p_c of logits [m, classes], float64 [m]: softmax, or sigmoid where the model ends in one."""
+        """p_c of logits [m, classes], float64 [m]: softmax, or sigmoid where the model ends in one.
+
+        Raises:
+            TargetError: a class that the model does not have.
+        """
         classes = np.broadcast_to(np.asarray(target), len(logits))
+        outside = classes[(classes < 0) | (classes >= logits.shape[1])]
+        if len(outside):
+            raise TargetError(
+                f"there is no class {int(outside[0])}",
+                known=f"the model has {logits.shape[1]} classes, 0 to {logits.shape[1] - 1}",
+            )
         wide = logits.astype(np.float64)
         if np.ndim(target) == 0:
             one: Array = probability(wide, classes[:1], self.head)[0]
@@ -108,7 +118,7 @@ class Scorer:
         size, filled, left = 0, 0, count
         for picture in pictures:
             if buffer is None:
-                size = min(count, self._fits(picture))
+                size = min(count, self.fits(picture))
                 buffer = np.empty((size, *picture.shape), picture.dtype)
             buffer[filled] = picture
             filled += 1
@@ -122,14 +132,20 @@ class Scorer:
 
     def _scored(self, x: Array) -> Array:
         self.forwards += len(x)
-        logits = np.asarray(self._run(x))
+        logits = np.array(self._run(x))  # a copy: a function may return a view of the buffer, which is used again
         if logits.ndim != 2 or len(logits) != len(x):
             raise InputError(
                 "the model has to give logits [m, classes]", known=f"for {len(x)} pictures it gave {list(logits.shape)}"
             )
+        if np.isnan(logits).any():
+            raise ActivationError(
+                "the model gave NaN for a changed picture",
+                known=f"{int(np.isnan(logits).any(axis=1).sum())} of a batch of {len(x)}",
+                next="choose another baseline: the numbers of this one may be too large for the model",
+            )
         return logits
 
-    def _fits(self, picture: Array) -> int:
+    def fits(self, picture: Array) -> int:
         """Copies at a time: what the user or the file says, else what the memory holds, at most MOST."""
         if self.batch_size is not None:
             return self.batch_size
@@ -139,7 +155,11 @@ class Scorer:
 
 def _largest(model: Explainer) -> int:
     """Bytes that the activations of one picture take at their peak, about: the two largest tensors, twice."""
-    known = [[side for side in stage.shape[1:] if isinstance(side, int)] for stage in model.layers()]
+    try:
+        stages = model.layers()
+    except ModelError:  # no convolutional classifier
+        return 0
+    known = [[side for side in stage.shape[1:] if isinstance(side, int)] for stage in stages]
     sizes: list[int] = sorted(math.prod(sides) for sides in known)
     return 8 * sum(sizes[-2:])
 
