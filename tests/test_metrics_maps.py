@@ -22,6 +22,7 @@ from fgcam_onnx.metrics import (
     spearman,
     ssim,
 )
+from fgcam_onnx.metrics.randomisation import histogram_entropy
 
 MODEL = tiny_models.vgg()
 RNG = np.random.default_rng(3)
@@ -85,6 +86,8 @@ def test_against_quantus() -> None:
         )
         assert gini == pytest.approx(complexity_func.gini_coeffiient(e, shape), abs=1e-6)
         assert nats == pytest.approx(complexity_func.entropy(e, shape), rel=1e-6)
+    for e, found in zip(MAPS, histogram_entropy(MAPS), strict=True):  # of the efficient randomisation
+        assert found == pytest.approx(complexity_func.discrete_entropy(e, e, n_bins=100), rel=1e-12)
 
 
 @pytest.mark.parametrize(

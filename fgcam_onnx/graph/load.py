@@ -96,13 +96,15 @@ def damaged(name: str) -> Iterator[None]:
         ) from error
 
 
-def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> LoadedModel:
-    """Read, size-check and structure-check ``model``. A folder stands for the model in it.
+def load(model: str | os.PathLike[str] | bytes | onnx.ModelProto | LoadedModel) -> LoadedModel:
+    """Read, size-check and structure-check ``model``. A folder stands for the model in it; a loaded one is as it is.
 
     Raises:
         ModelError: the file is missing, truncated, not ONNX, not valid, or points outside its folder; a folder holds no
             model, or several.
     """
+    if isinstance(model, LoadedModel):
+        return model
     path: Path | None = None
     digest = hashlib.sha256()
     if isinstance(model, onnx.ModelProto):

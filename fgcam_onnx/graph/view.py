@@ -37,7 +37,7 @@ from fgcam_onnx.graph.shapes import concrete_shapes, infer, typed_probe, view_sh
 from fgcam_onnx.graph.signs import nonnegative_tensors
 from fgcam_onnx.graph.sizes import free_shapes, set_sizes_apart
 
-__all__ = ["build_view", "constants_folded"]
+__all__ = ["build_view", "constants_folded", "node_names"]
 
 PASSES: tuple[Callable[[LayerGraph], PassResult], ...] = (
     fold_rounding,
@@ -120,16 +120,21 @@ def _ranges(graph: LayerGraph) -> list[str]:
     return ["the model quantises by the range of each batch: pictures are run one at a time, as if each came alone"]
 
 
+def node_names(proto: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """The nodes in their order, by the names that their layers have: their own, made unique."""
+    found: dict[str, onnx.NodeProto] = {}
+    for position, node in enumerate(proto.graph.node):
+        name = node.name or f"{node.op_type}_{position}"
+        found[f"{name}_{position}" if name in found else name] = node
+    return found
+
+
 def _layers(proto: onnx.ModelProto) -> tuple[tuple[Layer, ...], dict[str, onnx.NodeProto]]:
     opsets = {("" if o.domain in ONNX_DOMAINS else o.domain): o.version for o in proto.opset_import}
     layers: list[Layer] = []
-    protos: dict[str, onnx.NodeProto] = {}
-    for position, node in enumerate(proto.graph.node):
+    protos = node_names(proto)
+    for name, node in protos.items():
         domain = "" if node.domain in ONNX_DOMAINS else node.domain
-        name = node.name or f"{node.op_type}_{position}"
-        if name in protos:
-            name = f"{name}_{position}"
-        protos[name] = node
         version, attributes = _attributes(node, domain, opsets.get(domain, 1))
         op = f"{domain}::{node.op_type}" if domain else node.op_type
         reads = (*node.input, *captured(node))

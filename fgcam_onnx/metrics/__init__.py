@@ -20,7 +20,18 @@ from fgcam_onnx.metrics.complexity import Complexity, complexity
 from fgcam_onnx.metrics.deletion_insertion import Curves, DeletionInsertion, deletion_insertion
 from fgcam_onnx.metrics.infidelity import Infidelity, infidelity
 from fgcam_onnx.metrics.localisation import Localisation, box_mask, localisation
+from fgcam_onnx.metrics.max_sensitivity import MaxSensitivity, max_sensitivity
 from fgcam_onnx.metrics.mu_fidelity import MuFidelity, mu_fidelity
+from fgcam_onnx.metrics.random_logit import RandomLogit, random_logit
+from fgcam_onnx.metrics.randomisation import (
+    EfficientRandomisation,
+    Randomisation,
+    Randomised,
+    efficient_randomisation,
+    randomisation,
+    randomised,
+    weight_layers,
+)
 from fgcam_onnx.metrics.road import Removal, Road, imputed, road
 from fgcam_onnx.metrics.scorer import Scorer
 from fgcam_onnx.metrics.sensitivity_n import SensitivityN, sensitivity_n
@@ -34,9 +45,14 @@ __all__ = [
     "Complexity",
     "Curves",
     "DeletionInsertion",
+    "EfficientRandomisation",
     "Infidelity",
     "Localisation",
+    "MaxSensitivity",
     "MuFidelity",
+    "RandomLogit",
+    "Randomisation",
+    "Randomised",
     "Removal",
     "Road",
     "Scorer",
@@ -49,12 +65,17 @@ __all__ = [
     "completeness",
     "complexity",
     "deletion_insertion",
+    "efficient_randomisation",
     "imputed",
     "infidelity",
     "interval",
     "localisation",
+    "max_sensitivity",
     "mu_fidelity",
     "pearson",
+    "random_logit",
+    "randomisation",
+    "randomised",
     "road",
     "sensitivity_n",
     "similarity",
@@ -62,4 +83,5 @@ __all__ = [
     "spearman",
     "ssim",
     "summarise",
+    "weight_layers",
 ]
