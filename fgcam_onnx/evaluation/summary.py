@@ -93,7 +93,14 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             "average_drop", "A.D. %", "lower", 2, "the score lost when only the map's upper half is seen", "a score"
         ),
-        Figure("average_increase", "A.I. %", "higher", 2, "pictures whose score rises when only that half is seen"),
+        Figure(
+            "average_increase",
+            "A.I. %",
+            "higher",
+            2,
+            "pictures whose score rises when only that half is seen",
+            "a score",
+        ),
         Figure("insertion", "insertion", "higher", 5, "area under the score as the map's pixels come, best first"),
         Figure("deletion", "deletion", "lower", 5, "area under the score as the map's pixels go, best first"),
         Figure("overall", "over-all", "higher", 5, "insertion less deletion"),
@@ -534,19 +541,25 @@ def _denoising_costs(results: Results, names: Mapping[str, str]) -> list[Claim]:
 
 def _layer_cam_deletes_best(results: Results, names: Mapping[str, str]) -> Claim:
     """The deepest layer is the first that fine-grained methods walk down to: L33 of the paper, which starts at L43."""
-    text = "Layer-CAM has the best deletion of the paper's methods at the shallower layers"
     inner = [
         layer
         for layer in results.layers
         if layer != INPUT and any((fine, layer) in results for fine in PAPER if fine.startswith("fg-"))
     ]
-    evidence = [
-        _beats(results, "deletion", ("layer-cam", layer), (other, layer), names[layer])
-        for layer in inner[1:]
-        for other in PAPER
-        if other != "layer-cam"
-    ]
-    return Claim("layer-cam deletes best", text, _present(evidence))
+    rivals = [other for other in PAPER if other != "layer-cam"]
+    evidence = {
+        other: _present(_beats(results, "deletion", ("layer-cam", at), (other, at), names[at]) for at in inner[1:])
+        for other in rivals
+    }
+    measured = [other for other in rivals if evidence[other]]
+    text = f"Layer-CAM has a better deletion than {_listed(measured or rivals)} at the shallower layers"
+    return Claim("layer-cam deletes best", text, _present(each for found in evidence.values() for each in found))
+
+
+def _listed(methods: Sequence[str]) -> str:
+    """A, B and C."""
+    *first, last = map(method_name, methods)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _denoising_deletes_worse(results: Results, x: str, names: Mapping[str, str]) -> Claim:
@@ -556,12 +569,13 @@ def _denoising_deletes_worse(results: Results, x: str, names: Mapping[str, str])
 
 
 def _best_at_the_input(results: Results, names: Mapping[str, str]) -> Claim:
-    evidence = [
-        _beats(results, "overall", ("fg-grad-cam", INPUT), (other, INPUT), names.get(INPUT, INPUT))
-        for other in ("lrp", "clrp", "sglrp")
-    ]
-    text = "at the input FG-Grad-CAM has a better over-all than LRP, CLRP and SGLRP"
-    return Claim("fg-grad-cam is best at the input", text, _present(evidence))
+    """Of LRP, CLRP and SGLRP the text names those that were measured, and all where none was."""
+    rivals = ["lrp", "clrp", "sglrp"]
+    where = names.get(INPUT, INPUT)
+    evidence = {m: _beats(results, "overall", ("fg-grad-cam", INPUT), (m, INPUT), where) for m in rivals}
+    measured = [m for m in rivals if evidence[m].n]
+    text = f"at the input FG-Grad-CAM has a better over-all than {_listed(measured or rivals)}"
+    return Claim("fg-grad-cam is best at the input", text, _present(evidence.values()))
 
 
 def _contrast_deletes_worse(results: Results, x: str, names: Mapping[str, str]) -> Claim:

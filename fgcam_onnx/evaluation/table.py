@@ -44,9 +44,22 @@ from fgcam_onnx.evaluation.summary import (
     orderings,
 )
 
-__all__ = ["Block", "Entry", "Line", "Report", "Table", "as_csv", "controls_tables", "report", "tables"]
+__all__ = [
+    "Block",
+    "Entry",
+    "Line",
+    "Report",
+    "Table",
+    "as_csv",
+    "controls_tables",
+    "controls_tally",
+    "report",
+    "tables",
+]
 
 Kind = Literal["method", "published", "control"]
+# Stands for a rule until the width of a table is known.
+_RULE = "-"
 
 
 @dataclass(frozen=True)
@@ -144,18 +157,17 @@ class Table:
             out.append(self._groups(columns, first, [w for w, _, _ in widths]))
         heads = (f"{self.columns[i][1] + ' ':>{w}}" for i, (w, _, _) in zip(columns, widths, strict=True))
         out.append("  ".join([f"{self.corner:<{first}}", *heads]).rstrip())
-        rule = "-" * max(first + sum(w + 2 for w, _, _ in widths) - 1, 1)
-        out.append(rule)
+        out.append(_RULE)
         for number, block in enumerate(self.blocks):
             if block.heading:
                 out += [""] * (number > 0) + [block.heading]
             before: Kind = "method"
             for line in block.lines:
                 if line.kind == "control" and before != "control" and line is not block.lines[0]:
-                    out.append(rule)
+                    out.append(_RULE)
                 before = line.kind
                 out += _drawn_line(_indented(line), first, drawn[id(line)], widths, beside)
-        return out
+        return ["-" * _width(out) if line is _RULE else line for line in out]
 
     def _groups(self, columns: Sequence[int], first: int, widths: Sequence[int]) -> str:
         """The line above the headings: each group over the middle of its columns."""
@@ -413,6 +425,8 @@ class _Maker:
             )
         if self._pictures(columns) == 1:
             notes.append("no intervals: they take two pictures")
+        elif self._pictures(columns) < FEWEST:
+            notes.append(f"fewer than {FEWEST} pictures separate nothing, whatever the intervals say")
         for name in figures:
             notes += self._undefined(name, [layer for layer, each in columns if each == name])
         if "proportion" in figures:
@@ -426,8 +440,6 @@ class _Maker:
             notes.append("* best mean of its column; + not separated from it, picture by picture")
         if self._pictures(columns) > 1:
             notes.append("[low, high]: 95 % interval of the mean, by bootstrap over the pictures")
-        if 1 < self._pictures(columns) < FEWEST:
-            notes.append(f"fewer than {FEWEST} pictures separate nothing, whatever the intervals say")
         layers = dict.fromkeys(layer for layer, _ in columns)
         notes += [f"{self.names[layer]}: {layer}" for layer in layers if self.names[layer] != layer]
         if any(self._published(m, *column).value for m in self.results.methods for column in columns):
@@ -520,8 +532,11 @@ def controls_tables(
         title = f"Better than the controls? {figure_of(name).title}".rstrip()
         notes = [
             "by how much, picture by picture, with its 95 % interval; positive: the method is the better one",
-            "class-blind: the same activations with every channel's weight 1, walked down as the method is",
         ]
+        if "class-blind" in columns:
+            notes.append(
+                "class-blind: the same activations with every channel's weight 1, walked down as the method is"
+            )
         notes += _elsewhere(results, columns, names)
         heads = tuple(("", method_name(control)) for control in columns)
         found.append(Table(title, heads, tuple(blocks), tuple(notes)))
