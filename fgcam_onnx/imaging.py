@@ -8,6 +8,7 @@ magnitude (:func:`signed`). Nothing here changes a relevance that is reported as
 from __future__ import annotations
 
 import functools
+import io
 import unicodedata
 import warnings
 from collections.abc import Sequence
@@ -50,8 +51,10 @@ PICTURE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".w
 # ---------------------------------------------------------------------------------------------------- reading
 
 
-def read(path: str | Path) -> Image.Image:
+def read(path: str | Path, content: bytes | None = None) -> Image.Image:
     """The picture in a file, upright and in RGB, 8 bits a channel.
+
+    ``content``: the bytes of the file, where they are at hand; ``path`` is then its name in errors and not opened.
 
     The EXIF orientation is applied; grey, palette and CMYK pictures become RGB; 16-bit grey is divided by 257. An
     alpha channel is dropped, as the usual ``convert("RGB")`` of a serving pipeline does. Of several frames the first.
@@ -63,7 +66,7 @@ def read(path: str | Path) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path) as picture:
+            with Image.open(path if content is None else io.BytesIO(content)) as picture:
                 _refuse_bomb(path, picture.size)
                 picture.load()
                 return _to_rgb(path, ImageOps.exif_transpose(picture))
@@ -75,7 +78,8 @@ def read(path: str | Path) -> Image.Image:
             raise ImageError(f"{str(path)!r} is a folder, not a picture") from None
         except UnidentifiedImageError:
             raise ImageError(
-                f"{str(path)!r} is not a picture that Pillow can read", known=f"{_bytes(path)} bytes"
+                f"{str(path)!r} is not a picture that Pillow can read",
+                known=f"{_bytes(path) if content is None else len(content)} bytes",
             ) from None
         except Image.DecompressionBombError:
             raise _bomb(path, "") from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -30,12 +30,27 @@ _SYNSET = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture. ``id``: its path below the root in posix form, unique. ``label``: as written, or None."""
+    """A picture. ``id``: its path below the root in posix form, unique. ``label``: as written, or None.
+
+    ``source``: reads the bytes of a picture that is no file here; ``path`` is then its name in errors.
+    """
 
     id: str
     path: Path
     label: str | None
     boxes: tuple[Box, ...] = ()
+    source: Callable[[], bytes] | None = None
+
+    def content(self) -> bytes:
+        """The bytes of the picture's file. Raises :class:`ImageError` where it cannot be read."""
+        if self.source is not None:
+            return self.source()
+        try:
+            return self.path.read_bytes()
+        except OSError as error:
+            raise ImageError(
+                f"the picture {str(self.path)!r} cannot be read", known=error.strerror or str(error)
+            ) from None
 
 
 @dataclass(frozen=True)

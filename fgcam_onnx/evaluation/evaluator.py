@@ -10,14 +10,13 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fgcam_onnx import Explainer, imaging
-from fgcam_onnx.errors import FgcamError, ImageError, TargetError
+from fgcam_onnx.errors import FgcamError, TargetError
 from fgcam_onnx.evaluation.boxes import check
 from fgcam_onnx.evaluation.contenders import Cell, Contender
 from fgcam_onnx.evaluation.controls import center_gaussian, edges, random_map
@@ -86,9 +85,9 @@ class Evaluator:
             ImageError: the picture cannot be read.
             TargetError: its label is no class of the model, or it has none and the label is the target.
         """
-        content = _bytes(sample.path)
+        content = sample.content()
         digest = hashlib.sha256(content).hexdigest()
-        picture = imaging.read(sample.path)
+        picture = imaging.read(sample.path, content)
         x, _ = self.recipe.apply(picture)
         x = as_dtype(x, self.explainer.input_dtype, "the input")
         label = self._label(sample)
@@ -211,13 +210,6 @@ class Evaluator:
             layout = self.explainer.graph.tensor(layer).layout or "NCHW"
             self._sizes[layer] = tuple(n for n, axis in zip(found, layout, strict=True) if axis not in "NC")
         return self._sizes[layer]
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"the picture {str(path)!r} cannot be read", known=error.strerror or str(error)) from None
 
 
 def _none(value: Any) -> Any:
