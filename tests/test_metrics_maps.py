@@ -1,11 +1,10 @@
-"""Metrics of maps alone: sparseness, complexity, completeness, similarity. Against quantus and scikit-image."""
+"""Metrics of maps alone: sparseness, complexity, completeness, similarity. Against scipy and scikit-image."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import tiny_models
-from torch_reference.torchvision_import import import_torchvision
 
 from fgcam_onnx import Explainer
 from fgcam_onnx.errors import InputError, OptionError
@@ -22,7 +21,6 @@ from fgcam_onnx.metrics import (
     spearman,
     ssim,
 )
-from fgcam_onnx.metrics.randomisation import histogram_entropy
 
 MODEL = tiny_models.vgg()
 RNG = np.random.default_rng(3)
@@ -72,22 +70,6 @@ def test_accumulators_count_maps(kind) -> None:
     found = metric.summary()[name]
     assert (found.n, found.undefined) == (4, 1)
     assert found.mean == pytest.approx(metric.values[name][:4].mean())
-
-
-def test_against_quantus() -> None:
-    import_torchvision()
-    from quantus.functions import complexity_func
-
-    for e, gini, nats in zip(np.abs(MAPS), sparseness(MAPS), complexity(MAPS), strict=True):
-        shape = np.zeros((1, *e.shape))
-        # quantus adds 1e-7 to every cell before it sorts them, so that a map of zeros has an index: 0
-        assert sparseness(e[None].astype(np.float64) + 1e-7) == pytest.approx(
-            [complexity_func.gini_coeffiient(e, shape)], rel=1e-12
-        )
-        assert gini == pytest.approx(complexity_func.gini_coeffiient(e, shape), abs=1e-6)
-        assert nats == pytest.approx(complexity_func.entropy(e, shape), rel=1e-6)
-    for e, found in zip(MAPS, histogram_entropy(MAPS), strict=True):  # of the efficient randomisation
-        assert found == pytest.approx(complexity_func.discrete_entropy(e, e, n_bins=100), rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -200,22 +182,6 @@ def test_against_scipy_and_scikit_image() -> None:
         assert found["ssim"][i] == pytest.approx(structural_similarity(a[i], b[i], data_range=span), abs=1e-12)
         want = structural_similarity(a[i], b[i], data_range=2.5, win_size=11)
         assert ssim(a[i : i + 1], b[i : i + 1], window=11, data_range=2.5) == pytest.approx([want], abs=1e-12)
-
-
-def test_against_quantus_similarity() -> None:
-    import_torchvision()
-    from quantus.functions import similarity_func
-
-    found = similarity(MAPS.astype(np.float64), OTHERS.astype(np.float64))
-    for i in range(len(MAPS)):
-        a, b = MAPS[i].astype(np.float64), OTHERS[i].astype(np.float64)
-        assert found["pearson"][i] == pytest.approx(
-            similarity_func.correlation_pearson(a.ravel(), b.ravel()), abs=1e-12
-        )
-        assert found["spearman"][i] == pytest.approx(
-            similarity_func.correlation_spearman(a.ravel(), b.ravel()), abs=1e-12
-        )
-        assert found["ssim"][i] == pytest.approx(similarity_func.ssim(a, b), abs=1e-12)
 
 
 @pytest.mark.parametrize(("shape", "window"), [((6, 9), 5), ((4, 3), 3), ((3, 30), 3), ((12,), 7), ((8, 9, 10), 7)])

@@ -8,7 +8,7 @@ copy: a map that changes because the prediction does would say nothing of the me
 Every picture has the same draws. A picture and its copies are explained in batches.
 
 Source: methods 7.6; Yeh et al. 2019 (SENS_MAX). captum's ``sensitivity_max`` is the same, but for maps of zeros, whose
-norm it takes for 1.
+norm it takes for 1; quantus leaves out copies of which the network predicts another class, unless told otherwise.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ A method whose maps are the same for every class scores 1. Methods of z+ chains 
 and it is said, not hidden. The other class follows from the seed and the picture, whatever else is in the batch. SSIM
 as in :mod:`fgcam_onnx.metrics.similarity`, over the joint range of both maps; undefined where both are constant.
 
-Source: methods 7.6; Sixt et al. 2020 (random logit test).
+Source: methods 7.6; Sixt et al. 2020 (random logit test). quantus takes the SSIM of flattened maps, with windows of 7
+cells in a row.
 """
 
 from __future__ import annotations

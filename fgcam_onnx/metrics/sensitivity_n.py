@@ -8,8 +8,8 @@ Undefined where one side is the same for every set: a constant map, or a class t
 A map of a lower resolution is ReLU'd and stretched, as it is shown. Every picture has the same sets, so that batches
 equal pictures one by one, and the maps of a picture are compared on the same sets.
 
-Source: methods 7.6; Ancona et al. 2018. There one number of the input is removed at a time; here a pixel, in all its
-channels.
+Source: methods 7.6; Ancona et al. 2018. There a set has n numbers of the input; here n pixels, with all their channels.
+Of inputs with one channel it is what quantus calls faithfulness correlation.
 """
 
 from __future__ import annotations
