@@ -4,6 +4,7 @@ A folder holds one run:
 
     run.json        what is measured with what; written first, and compared when the folder is opened again
     rows/           parquet: part-00000001-<image>.parquet, a part an image, numbered in the order they were made
+                    (of maps, part-00000001-<first image>!<hash>.parquet: several images, whole or not at all together)
     rows.csv        or CSV, RFC 4180: a line a row, its last column the number of rows of its image
     .lock           held while a process writes; the system lets go of it when the process ends, however it ends
 
@@ -46,7 +47,7 @@ __all__ = ["FORMS", "KEY", "KINDS", "Row", "Store", "open_store", "read_rows"]
 Row = dict[str, Any]
 
 FORMS = ("parquet", "csv")
-KINDS = ("string", "int64", "float64", "floats")
+KINDS = ("string", "int64", "float64", "floats", "bytes")
 # The column of the image's id, and the one that CSV ends with.
 KEY, COUNT = "image", "rows"
 SCHEMA_VERSION = 1
@@ -61,13 +62,15 @@ def open_store(
     columns: Mapping[str, str],
     form: str = "parquet",
     fresh: bool = False,
+    parts: str = "rows",
 ) -> Store:
     """The store of a run, begun or gone on with.
 
     ``spec``: what is measured with what, plain JSON values; the keys that ``spec["free"]`` lists may change from one
-    opening to the next, such as a limit. ``columns``: each column and what it holds: string, int64, float64, or floats
-    for a list of them; the image's id is the column ``image``, added where it is missing. ``fresh`` removes the rows of
-    an earlier run, and nothing else in the folder.
+    opening to the next, such as a limit. ``columns``: each column and what it holds: string, int64, float64, floats
+    for a list of them, or bytes, which Parquet alone has; the image's id is the column ``image``, added where it is
+    missing. ``fresh`` removes the rows of an earlier run, and nothing else in the folder. ``parts``: the name of the
+    folder of Parquet's parts.
 
     Raises:
         OptionError: the folder holds a run of another spec, other columns or another form, or rows of unknown origin;
@@ -79,6 +82,8 @@ def open_store(
     kinds = _checked(columns)
     if form not in FORMS:
         raise OptionError(f"no form {form!r}", known=", ".join(FORMS), next=nearest(form, FORMS) or None)
+    if form == "csv" and "bytes" in kinds.values():
+        raise OptionError("CSV has no bytes", known="a column holds bytes", next="form parquet")
     arrow = _arrow() if form == "parquet" else None
     folder = Path(folder)
     record: dict[str, Any] = {
@@ -94,14 +99,14 @@ def open_store(
         stack.callback(os.close, lock)
         _remove([folder / ".run.json.part"])
         if fresh:
-            _begin_anew(folder)
-        there = _same_run(folder, record)
+            _begin_anew(folder, parts)
+        there = _same_run(folder, record, parts)
         if there is not None:  # the order in which the columns stand in the file
             kinds = record["columns"] = {name: kinds[name] for name in there["columns"]}
         text = (json.dumps(record, indent=2, ensure_ascii=False) + "\n").encode()
         if not _is(folder / "run.json", text):
             _write(folder / "run.json", text)
-        rows: _Parquet | _Csv = _Csv(folder, kinds) if arrow is None else _Parquet(folder, kinds, arrow)
+        rows: _Parquet | _Csv = _Csv(folder, kinds) if arrow is None else _Parquet(folder / parts, kinds, arrow)
         store = Store(folder, kinds, rows, rows.opened(), lock)
         stack.pop_all()
     return store
@@ -117,7 +122,9 @@ def read_rows(folder: str | Path) -> tuple[dict[str, Any], list[Row]]:
     if record is None:
         raise OptionError(f"{str(folder)!r} is no folder of an evaluation", known="it has no run.json")
     kinds = _checked(record["columns"])
-    rows: _Parquet | _Csv = _Csv(folder, kinds) if record["form"] == "csv" else _Parquet(folder, kinds, _arrow())
+    rows: _Parquet | _Csv = (
+        _Csv(folder, kinds) if record["form"] == "csv" else _Parquet(folder / "rows", kinds, _arrow())
+    )
     with _told(folder, "read"):
         return record, rows.read()
 
@@ -152,16 +159,29 @@ class Store:
             OutputError: they cannot be written: no space, no permission, or the store is closed.
             InputError: the image has its rows already, there are no rows, or a value does not fit its column.
         """
+        self.append_all({id: rows})
+
+    def append_all(self, images: Mapping[str, Iterable[Mapping[str, Any]]]) -> None:
+        """All rows of several images, by their ids: in Parquet one part, and all of them are there or none.
+
+        Raises: as :meth:`append`.
+        """
         if self._lock < 0:
             raise OutputError(f"the store {str(self.path)!r} is closed")
-        if id in self._done:
-            raise InputError(f"the rows of {id!r} are in {str(self.path)!r} already")
-        made = [self._row(id, row) for row in rows]
+        made: dict[str, list[Row]] = {}
+        for id, rows in images.items():
+            if id in self._done:
+                raise InputError(f"the rows of {id!r} are in {str(self.path)!r} already")
+            made[id] = [self._row(id, row) for row in rows]
+            if not made[id]:
+                raise InputError(
+                    f"there are no rows of {id!r}", known="an image without rows would never count as done"
+                )
         if not made:
-            raise InputError(f"there are no rows of {id!r}", known="an image without rows would never count as done")
+            return
         with _told(self.path, "write to"):
-            self._rows.append(id, made)
-        self._done[id] = None
+            self._rows.append(made)
+        self._done |= dict.fromkeys(made)
         self._frozen = None
 
     def rows(self) -> list[Row]:
@@ -234,6 +254,8 @@ def _value(value: Any, kind: str, name: str, id: str) -> Any:
             if isinstance(value, (str, bytes)):
                 raise TypeError
             return float(value)
+        if kind == "bytes":
+            return bytes(memoryview(value))
         if isinstance(value, (str, bytes, Mapping)):
             raise TypeError
         return [_number(each) for each in value]
@@ -276,11 +298,11 @@ def _record(folder: Path) -> dict[str, Any] | None:
     return record
 
 
-def _same_run(folder: Path, record: Mapping[str, Any]) -> dict[str, Any] | None:
+def _same_run(folder: Path, record: Mapping[str, Any], parts: str) -> dict[str, Any] | None:
     """The record in the folder, checked to be of the same run; None where there is none."""
     there = _record(folder)
     if there is None:
-        if next(_made_here(folder), None) is not None:
+        if next(_made_here(folder, parts), None) is not None:
             raise OptionError(f"{str(folder)!r} holds rows, and no run.json says what they are of", next=AGAIN)
         return None
     free = {"free", *map(str, record["spec"].get("free") or ())}
@@ -327,18 +349,18 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:197]}..."
 
 
-def _made_here(folder: Path) -> Iterator[Path]:
+def _made_here(folder: Path, parts: str) -> Iterator[Path]:
     """The rows of a run, whole or not."""
-    yield from (folder / "rows").glob("part-*.parquet")
-    yield from (folder / "rows").glob(".part-*.tmp")
+    yield from (folder / parts).glob("part-*.parquet")
+    yield from (folder / parts).glob(".part-*.tmp")
     yield from folder.glob("rows.csv")
 
 
-def _begin_anew(folder: Path) -> None:
+def _begin_anew(folder: Path, parts: str) -> None:
     """Rows first, then what they are of: stopped between the two, the folder holds less of the old run."""
-    _remove(list(_made_here(folder)))
-    if (folder / "rows").is_dir():
-        _sync_folder(folder / "rows")
+    _remove(list(_made_here(folder, parts)))
+    if (folder / parts).is_dir():
+        _sync_folder(folder / parts)
     _sync_folder(folder)
     _remove([folder / "run.json"])
     _sync_folder(folder)
@@ -449,17 +471,17 @@ def _arrow() -> ModuleType:
 class _Parquet:
     """A part an image. Its name has the number of the part and the image's id, so that opening reads no part.
 
-    Of a long id the name has the beginning and a hash; then the id is read from the part.
+    Of a long id the name has the beginning and a hash; then the id is read from the part. So it is with a part of
+    several images, which is named after the first and a hash of all.
     """
 
     LONGEST = 160  # of 255 bytes that a name may have
 
     def __init__(self, folder: Path, columns: Mapping[str, str], arrow: ModuleType) -> None:
-        self.folder = folder / "rows"
-        self.columns, self.arrow = columns, arrow
+        self.folder, self.columns, self.arrow = folder, columns, arrow
         types = {
             "string": arrow.string(), "int64": arrow.int64(), "float64": arrow.float64(),
-            "floats": arrow.list_(arrow.float64()),
+            "floats": arrow.list_(arrow.float64()), "bytes": arrow.binary(),
         }  # fmt: skip
         self.schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
         self.next = 1
@@ -473,23 +495,24 @@ class _Parquet:
             if not _is_whole(part):  # a disk that lost what it had confirmed
                 part.unlink()
                 continue
-            id = self._id(part)
-            if id in done:
-                raise InputError(
-                    f"two parts hold rows of {id!r}",
-                    known=f"{done[id].name} and {part.name}",
-                    next="remove one of them",
-                )
-            done[id] = part
+            for id in self._ids(part):
+                if id in done:
+                    raise InputError(
+                        f"two parts hold rows of {id!r}",
+                        known=f"{done[id].name} and {part.name}",
+                        next="remove one of them",
+                    )
+                done[id] = part
             self.next = int(part.name.split("-")[1]) + 1
         _sync_folder(self.folder)
         return list(done)
 
-    def append(self, id: str, rows: Sequence[Row]) -> None:
-        table = self.arrow.Table.from_pylist(list(rows), schema=self.schema)
+    def append(self, images: Mapping[str, Sequence[Row]]) -> None:
+        rows = [row for its in images.values() for row in its]
+        table = self.arrow.Table.from_pylist(rows, schema=self.schema)
         out = self.arrow.BufferOutputStream()
         self.arrow.parquet.write_table(table, out)
-        part = self.folder / f"part-{self.next:08}-{self._named(id)}.parquet"
+        part = self.folder / f"part-{self.next:08}-{self._named(list(images))}.parquet"
         try:
             _write(part, memoryview(out.getvalue()))
         except BaseException:  # perhaps renamed, and the name not yet on the disk
@@ -516,17 +539,20 @@ class _Parquet:
         parts = [(re.match(r"part-(\d{8,})-", path.name), path) for path in self.folder.glob("part-*.parquet")]
         return [path for _, path in sorted((int(match[1]), path) for match, path in parts if match)]
 
-    def _named(self, id: str) -> str:
-        name = quote(id, safe="")
-        return name if len(name) <= self.LONGEST else f"{name[:96]}!{hashlib.sha256(id.encode()).hexdigest()[:32]}"
+    def _named(self, ids: Sequence[str]) -> str:
+        name = quote(ids[0], safe="")
+        if len(ids) == 1 and len(name) <= self.LONGEST:
+            return name
+        return f"{name[:96]}!{hashlib.sha256(chr(0).join(ids).encode()).hexdigest()[:32]}"
 
-    def _id(self, part: Path) -> str:
+    def _ids(self, part: Path) -> list[str]:
+        """Of a part, each once: it may hold several rows of an image."""
         name = part.name.split("-", 2)[2].removesuffix(".parquet")
         if "!" not in name:
-            return unquote(name)
+            return [unquote(name)]
         with open(part, "rb") as stream:
-            id: str = self.arrow.parquet.read_table(stream, columns=[KEY])[KEY][0].as_py()
-        return id
+            ids = self.arrow.parquet.read_table(stream, columns=[KEY])[KEY].to_pylist()
+        return list(dict.fromkeys(ids))
 
 
 def _is_whole(part: Path) -> bool:
@@ -578,8 +604,12 @@ class _Csv:
             raise
         return done
 
-    def append(self, id: str, rows: Sequence[Row]) -> None:
-        lines = [[*(_cell(row[name], kind) for name, kind in self.columns.items()), str(len(rows))] for row in rows]
+    def append(self, images: Mapping[str, Sequence[Row]]) -> None:
+        lines = [
+            [*(_cell(row[name], kind) for name, kind in self.columns.items()), str(len(rows))]
+            for rows in images.values()
+            for row in rows
+        ]
         content = "".join(",".join(line) + "\r\n" for line in lines).encode()
         self._put(self.end, content)
         self.end += len(content)
