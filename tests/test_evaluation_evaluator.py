@@ -19,11 +19,28 @@ from fgcam_onnx.evaluation.boxes import Box
 from fgcam_onnx.evaluation.contenders import QUICK, contenders_of, layers_of
 from fgcam_onnx.evaluation.controls import center_gaussian, edges, random_map
 from fgcam_onnx.evaluation.dataset import Sample
+from fgcam_onnx.evaluation.measures import MEASURES
 from fgcam_onnx.evaluation.run import Run, plan
 from fgcam_onnx.evaluation.settings import Settings
 from fgcam_onnx.evaluation.store import open_store
-from fgcam_onnx.metrics import average_drop, deletion_insertion, localisation
+from fgcam_onnx.metrics import (
+    average_drop,
+    completeness,
+    complexity,
+    deletion_insertion,
+    efficient_randomisation,
+    infidelity,
+    localisation,
+    max_sensitivity,
+    mu_fidelity,
+    random_logit,
+    road,
+    sensitivity_n,
+    sparseness,
+    spearman,
+)
 from fgcam_onnx.metrics.pixels import baseline_of
+from fgcam_onnx.metrics.randomisation import random_twin
 from fgcam_onnx.preprocessing import choose
 
 Row = dict[str, Any]
@@ -354,3 +371,46 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path, monkeypatch:
 def test_a_folder_that_cannot_be_read_as_a_picture(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="cannot be read"):
         rows_of(Sample("folder", tmp_path, None))
+
+
+# --- every metric -------------------------------------------------------------------------------------------
+
+
+def test_every_measure_fills_its_columns() -> None:
+    """Of a method at the input: each figure is the plain function's."""
+    e, x = explainer(), recipe().apply(imaging.read(PICTURE))[0][None]
+    target = int(e.scores(x)[0].argmax())
+    names = tuple(name for name in MEASURES if name != "deletion-insertion")
+    settings = Settings(metrics=names, seed=3)
+    asked = {"methods": "integrated-gradients", "layers": "input", "settings": settings}
+    found = by_cell(rows_of(**asked))
+    row, control = found["integrated-gradients", "input"], found["edges", "input"]
+    explained = e.explain(x, method="integrated-gradients", target=target)
+    maps, how = explained.relevance, {"method": "integrated-gradients", "layer": "input"}
+    twin = random_twin(e, None, 3).explain(x, method="integrated-gradients", target=target).relevance
+    faithless = infidelity(e, x, maps, target, seed=3)
+    gap = completeness(explained)
+    expected = {
+        "road": road(e, x, maps, target, seed=3).combined[0],
+        "sensitivity_n": sensitivity_n(e, x, maps, target, seed=3)[0],
+        "mu_fidelity": mu_fidelity(e, x, maps, target, seed=3)[0],
+        "infidelity": faithless["infidelity"][0],
+        "infidelity_normalised": faithless["normalised"][0],
+        "max_sensitivity": max_sensitivity(e, x, target, seed=3, **how)[0],
+        "random_logit": random_logit(e, x, target, seed=3, **how)[0],
+        "randomisation_spearman": spearman(np.abs(maps), np.abs(twin))[0],
+        "randomisation_entropy": efficient_randomisation(e, x, target, seed=3, **how)[0],
+        "sparseness": sparseness(maps)[0],
+        "complexity": complexity(maps)[0],
+        "completeness_gap": gap["gap"][0],
+        "completeness_relative": gap["relative"][0],
+    }
+    for figure, value in expected.items():
+        assert row[figure] == pytest.approx(float(value), rel=1e-5, abs=1e-7), figure
+    assert -1 <= row["randomisation_ssim"] <= 1
+    columns = {figure for name in names for figure in MEASURES[name].figures}
+    assert all(row[figure] is not None for figure in columns)
+    of_methods = {f for m in MEASURES.values() if "explain" in m.needs for f in m.figures}
+    of_methods |= {"completeness_gap", "completeness_relative"}
+    assert {figure for figure in columns if control[figure] is None} == of_methods
+    assert not any(row["note"] for row in found.values())

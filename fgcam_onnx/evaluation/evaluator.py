@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy.typing as npt
 from fgcam_onnx import Explainer, imaging
 from fgcam_onnx.errors import FgcamError, TargetError
 from fgcam_onnx.evaluation.boxes import check
-from fgcam_onnx.evaluation.contenders import Cell, Contender
+from fgcam_onnx.evaluation.contenders import Cell
 from fgcam_onnx.evaluation.controls import center_gaussian, edges, random_map
 from fgcam_onnx.evaluation.dataset import Sample
 from fgcam_onnx.evaluation.measures import MEASURES, Case
@@ -29,6 +31,7 @@ from fgcam_onnx.labels import resolve_class
 from fgcam_onnx.metrics.base import Subject
 from fgcam_onnx.metrics.localisation import box_mask
 from fgcam_onnx.metrics.pixels import baseline_of
+from fgcam_onnx.metrics.randomisation import random_twin
 from fgcam_onnx.metrics.scorer import Scorer
 from fgcam_onnx.recipe import Preprocessing
 
@@ -153,22 +156,18 @@ class Evaluator:
 
     def _cell(self, cell: Cell, subject: Subject, mask: Array | None, digest: str) -> Row:
         try:
-            relevance, leaked = self._map(cell, subject, digest)
+            relevance, leaked, promised = self._map(cell, subject, digest)
         except FgcamError as error:  # this map of this picture; the others go on
             return {"method": cell.contender.name, "layer": cell.layer, "note": f"{type(error).__name__}: {error.what}"}
         row: Row = {
             "method": cell.contender.name, "layer": cell.layer, "height": relevance.shape[0],
             "width": relevance.shape[-1], "leaked": leaked,
         }  # fmt: skip
-        contender = cell.contender
-
-        def explain(x: Array, target: int) -> Array:
-            return self._explained(contender, cell.layer, x, target)[0]
-
-        case = Case(
-            subject, relevance, mask, self.settings, None if contender.method is None else explain,
-            int(digest[:8], 16) ^ self.settings.seed,
-        )  # fmt: skip
+        case = Case(subject, relevance, mask, self.settings, promised=promised)
+        if cell.contender.method is not None:
+            case = replace(
+                case, explainer=self.explainer, options=_options(cell), random=lambda: self._random,
+            )  # fmt: skip
         measures = [MEASURES[name] for name in self.settings.metrics]
         wanted = [measure.shown(case) if measure.shown is not None else (0, ()) for measure in measures]
         total = sum(count for count, _ in wanted)
@@ -183,23 +182,23 @@ class Evaluator:
             first += count
         return row
 
-    def _map(self, cell: Cell, subject: Subject, digest: str) -> tuple[Array, float | None]:
-        """The map [h, w], and what its walk leaked."""
+    def _map(self, cell: Cell, subject: Subject, digest: str) -> tuple[Array, float | None, float | None]:
+        """The map [h, w], what its walk leaked, and the sum that its method promises."""
         name = cell.contender.name
         if name == "random":
-            return random_map(self._size(cell.layer, subject), self.settings.seed, digest, cell.layer), None
+            return random_map(self._size(cell.layer, subject), self.settings.seed, digest, cell.layer), None, None
         if name == "center-gaussian":
-            return center_gaussian(subject.size), None
+            return center_gaussian(subject.size), None, None
         if name == "edges":
-            return edges(subject.x, subject.layout), None
-        maps, leaked = self._explained(cell.contender, cell.layer, subject.x[None], subject.target)
-        return maps[0], leaked
+            return edges(subject.x, subject.layout), None, None
+        e = self.explainer.explain(subject.x[None], target=[subject.target], **_options(cell))
+        promised = None if e.promised is None else float(e.promised[0])
+        return e.relevance[0], e.ledger.leaked if e.ledger.rows else None, promised
 
-    def _explained(self, contender: Contender, layer: str, x: Array, target: int) -> tuple[Array, float | None]:
-        assert contender.method is not None
-        options: dict[str, Any] = {"denoise": True} if contender.denoise else {}
-        e = self.explainer.explain(x, method=contender.method, layer=layer, target=[target] * len(x), **options)
-        return e.relevance, e.ledger.leaked if e.ledger.rows else None
+    @cached_property
+    def _random(self) -> Explainer:
+        """The network with every weight drawn anew."""
+        return random_twin(self.explainer, None, self.settings.seed)
 
     def _size(self, layer: str, subject: Subject) -> tuple[int, ...]:
         """Of space, at a layer."""
@@ -210,6 +209,12 @@ class Evaluator:
             layout = self.explainer.graph.tensor(layer).layout or "NCHW"
             self._sizes[layer] = tuple(n for n, axis in zip(found, layout, strict=True) if axis not in "NC")
         return self._sizes[layer]
+
+
+def _options(cell: Cell) -> dict[str, Any]:
+    """What ``explain`` is asked for."""
+    found: dict[str, Any] = {"method": cell.contender.method, "layer": cell.layer}
+    return {**found, "denoise": True} if cell.contender.denoise else found
 
 
 def _none(value: Any) -> Any:

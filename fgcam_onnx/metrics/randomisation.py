@@ -50,8 +50,10 @@ __all__ = [
     "EfficientRandomisation",
     "Randomisation",
     "Randomised",
+    "alike",
     "efficient_randomisation",
     "histogram_entropy",
+    "random_twin",
     "randomisation",
     "randomised",
     "weight_layers",
@@ -256,8 +258,8 @@ def randomisation(
     own = maps_of(explainer, options)(pictures, classes)
     found = []
     for i, name in enumerate(steps):
-        twin = _twin(explainer, steps[: i + 1] if order == "cascading" else [name], seed)
-        found.append(_alike(own, _maps(twin, pictures, classes, options), window))
+        twin = random_twin(explainer, steps[: i + 1] if order == "cascading" else [name], seed)
+        found.append(alike(own, _maps(twin, pictures, classes, options), window))
     return Randomised(tuple(steps), np.stack([s for s, _ in found], axis=1), np.stack([s for _, s in found], axis=1))
 
 
@@ -272,7 +274,7 @@ def efficient_randomisation(
         ModelError: as :func:`randomised`. And as ``Explainer.explain``.
     """
     _with_weights(explainer)
-    return _rise(explainer, _twin(explainer, None, seed), x, target, bins, options)
+    return _rise(explainer, random_twin(explainer, None, seed), x, target, bins, options)
 
 
 def _rise(explainer: Any, twin: Any, x: Any, target: Any, bins: int, options: Mapping[str, Any]) -> Array:
@@ -316,7 +318,7 @@ def _asked(explainer: Any, x: Any, target: Any, options: Mapping[str, Any]) -> t
     return pictures, classes_of(explainer, pictures, target, inputs=options.get("inputs"))
 
 
-def _twin(explainer: Any, layers: Sequence[str] | None, seed: int) -> Explainer:
+def random_twin(explainer: Any, layers: Sequence[str] | None, seed: int) -> Explainer:
     """An Explainer of the network with these layers random, that computes as ``explainer`` does.
 
     It has a backend of its own: backends keep what they compiled, with the weights in it.
@@ -343,7 +345,7 @@ def _maps(twin: Explainer, x: Array, classes: Array | None, options: Mapping[str
         return None
 
 
-def _alike(own: Array, other: Array | None, window: int) -> tuple[Array, Array]:
+def alike(own: Array, other: Array | None, window: int = 7) -> tuple[Array, Array]:
     """Spearman of the sizes and SSIM of the maps over their largest, [n] each."""
     if other is None:
         return np.full(len(own), np.nan), np.full(len(own), np.nan)
@@ -388,7 +390,7 @@ class EfficientRandomisation(Accumulator):
         super().__init__()
         _with_weights(explainer)
         self.explainer, self.bins, self.options = explainer, bins, options
-        self._random = _twin(explainer, None, seed)
+        self._random = random_twin(explainer, None, seed)
 
     def measure(self, x: Any, target: Any = None) -> Mapping[str, Array]:
         return {"entropy_rise": _rise(self.explainer, self._random, x, target, self.bins, self.options)}
