@@ -29,7 +29,6 @@ import numpy as np
 
 from fgcam_onnx.errors import InputError, OptionError
 from fgcam_onnx.metrics.base import Accumulator, Array, Subject, each_pair, subjects
-from fgcam_onnx.metrics.changes import of_class
 from fgcam_onnx.metrics.pixels import at_input, positions, ranking
 from fgcam_onnx.metrics.scorer import scorer_of
 from fgcam_onnx.optional import need
@@ -91,8 +90,6 @@ def road(
     )
     count = 2 * len(shares)
     logits = scorer.of(shown, len(pairs) * count).reshape(len(pairs), count, -1)
-    for subject in pictures:
-        of_class(logits[0], subject.target)
     p = np.stack([scorer.probability(z, s.target) for z, s in zip(logits, pictures, strict=True)])
     return Removal(shares, p[:, : len(shares)], p[:, len(shares) :])
 
