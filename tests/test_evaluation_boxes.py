@@ -72,6 +72,7 @@ def test_the_list_of_kaggle(tmp_path: Path) -> None:
     [
         ("file,x1,y1,x2,y2\na.jpg,1,2,3,4\na.jpg,1,2,three,4\n", ("x2 of a box is 'three'", "line 3")),
         ("file,x1,y1,x2,y2\n\n\na.jpg,1,2,3\n", ("a box has no y2", "line 4")),
+        ('file,x1,y1,x2,y2\n"a\n\n.jpg",1,2,3,4\na.jpg,1,2,3\n', ("a box has no y2", "line 5")),
         ("file,x1,y1,x2,y2\na.jpg,1,nan,3,4\n", ("y1 of a box is 'nan'", "line 2")),
         ("file,x1,y1,x2,y2\na.jpg,1,inf,3,4\n", ("'inf'", "line 2")),
         ("file,x1,y1,x2,y2\na.jpg,1,1e999,3,4\n", ("'1e999'", "line 2")),
@@ -125,7 +126,7 @@ def test_pascal_voc(tmp_path: Path) -> None:
     nested = tmp_path / "Annotations" / "CLS-LOC" / "val"
     nested.mkdir(parents=True)
     listed(nested, VOC, "val_2.XML")
-    listed(nested, "<annotation/>", "val_3.xml")
+    listed(nested, "<annotation><source><object/></source></annotation>", "val_3.xml")
     listed(nested, "junk", "._val_3.xml")
     assert read_boxes(tmp_path / "Annotations") == {"val_2": BOTH, "val_3": ()}
     assert read_boxes(nested) == {"val_2": BOTH, "val_3": ()}
@@ -166,7 +167,8 @@ def test_declarations_in_another_encoding(tmp_path: Path, encoding: str) -> None
     head = f'<?xml version="1.0" encoding="{encoding}"?>'
     laughs = LAUGHS.replace('<?xml version="1.0"?>', head)
     (tmp_path / "a.xml").write_bytes(laughs.encode(encoding))
-    failed(tmp_path / "a.xml")
+    message = failed(tmp_path / "a.xml")
+    assert ("not in UTF-8" in message) == (encoding in ("utf-16", "utf-16-be", "utf-32"))  # before it is parsed
     if encoding in ("utf-7", "cp037"):  # an ASCII head that promises something else
         (tmp_path / "a.xml").write_bytes(head.encode() + laughs.split("?>")[1].encode(encoding))
         failed(tmp_path / "a.xml")
@@ -196,6 +198,7 @@ def test_comments_and_cdata_are_no_declarations(tmp_path: Path) -> None:
         ("", ("is not XML",)),
         ("<html/>", ("Pascal VOC", "<html>")),
         ("<annotation><object/></annotation>", ("without a <bndbox>", "object 1")),
+        ("<annotation><object><part><bndbox/></part></object></annotation>", ("without a <bndbox>", "object 1")),
         (VOC.replace("<ymin>2</ymin>", ""), ("a box has no y1", "object 2")),
         (VOC.replace("<ymin>2</ymin>", "<ymin>two</ymin>"), ("y1 of a box is 'two'", "object 2")),
         ('<?xml version="1.0" encoding="klingon"?><annotation/>', ("a.xml",)),
@@ -248,6 +251,7 @@ def test_a_box_that_fits(corners: tuple[float, ...], kept: tuple[float, ...]) ->
         ((0, -2, 5, 5), "reaches out"),
         ((5, 5, 5, 8), "(5, 5, 5, 8) has no area"),
         ((8, 5, 5, 8), "has no area"),
+        ((5, 5, 8, 5), "has no area"),
         ((20, 5, 21, 8), "lies outside its picture"),
         ((math.nan, 0, 5, 5), "not finite"),
         ((0, 0, math.inf, 5), "not finite"),
