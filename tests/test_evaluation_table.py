@@ -156,37 +156,41 @@ Random       0.33500  [0.320, 0.350]  0.28000  [0.280, 0.280]  0.05500  [0.040, 
 
 def test_narrow_screens_have_the_interval_below() -> None:
     assert (
-        tables(small())[0].text(60, shared=False)
+        tables(small())[0].text(45, shared=False)
         == """\
 Table 1. Average Drop and Average Increase, 8 pictures
 
-                              pool4
-method                   A.D. %               A.I. %
------------------------------------------------------
-Grad-CAM     54.00  [52.6, 55.4]   0.00    [0.0, 0.0]
-FG-Grad-CAM  23.50* [22.0, 25.0]  50.00* [12.5, 87.5]
------------------------------------------------------
-Random       63.50  [62.0, 65.0]   0.00    [0.0, 0.0]
+                       pool4
+method            A.D. %        A.I. %
+---------------------------------------
+Grad-CAM           54.00          0.00
+             [52.6, 55.4]    [0.0, 0.0]
+FG-Grad-CAM        23.50*        50.00*
+             [22.0, 25.0]  [12.5, 87.5]
+---------------------------------------
+Random             63.50          0.00
+             [62.0, 65.0]    [0.0, 0.0]
 
-  lower is better: A.D. %; higher is better: A.I. %
-  A.D. % is undefined, for want of a score, for 1 of 8
-    pictures: Grad-CAM at pool4
-  A.I. % is undefined, for want of a score, for 1 of 8
-    pictures: Grad-CAM at pool4
+  lower is better: A.D. %; higher is better:
+    A.I. %
+  A.D. % is undefined, for want of a score,
+    for 1 of 8 pictures: Grad-CAM at pool4
+  A.I. % is undefined, for want of a score,
+    for 1 of 8 pictures: Grad-CAM at pool4
 """
     )
 
 
 def test_columns_that_do_not_fit_follow_below() -> None:
-    text = tables(realistic(7), PLACES)[0].text(70, shared=False)
+    text = tables(realistic(3), PLACES)[0].text(70, shared=False)
     assert max(map(len, text.splitlines())) <= 70
     heads = [line.split() for line in text.splitlines() if line.split() and set(line.split()) <= set(NAMES.values())]
-    assert heads == [["L33"], ["L23"], ["L13"]] or heads == [["L33", "L23"], ["L13"]]
+    assert heads == [["L33"], ["L23"], ["L13"]]
     assert text.count("FG-Grad-CAM^D") == len(heads)
 
 
 def test_the_screen_is_kept_to() -> None:
-    found = report(realistic(7), PLACES, batch_norm=False)
+    found = report(realistic(3), PLACES, batch_norm=False)
     for table in (*found.tables, *found.controls, *found.tally):
         assert max(map(len, table.text(100).splitlines())) <= 100, table.title
 
@@ -425,7 +429,7 @@ def test_results_are_read_once() -> None:
     assert [t.text() for t in tables(results)] == [t.text() for t in tables(small())]
 
 
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 2])
 def test_any_number_of_pictures(n: int) -> None:
     found = report(realistic(n), PLACES)
     assert found.text().count("Table ") == (6 if n > 1 else 4)  # the first picture has no box

@@ -40,11 +40,20 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 _FAMILIES = ("grad-cam", "score-cam", "layer-cam", "lrp", "clrp", "sglrp")
 _CONTROL_LINES: Mapping[str, Any] = {
     "class-blind": (0, (6, 2)),
+    "fg-class-blind": (0, (6, 1.5, 1, 1.5)),
+    "fg-class-blind+denoise": (0, (6, 1.5, 1, 1.5, 1, 1.5)),
     "random": (0, (1, 1.6)),
     "center-gaussian": (0, (3, 1.5)),
     "edges": (0, (4, 1.5, 1, 1.5)),
 }
-_CONTROL_GREYS = {"class-blind": "#4d4d4d", "random": "#b0b0b0", "center-gaussian": "#8c8c8c", "edges": "#9d9d9d"}
+_CONTROL_GREYS: Mapping[str, str] = {
+    "class-blind": "#4d4d4d",
+    "fg-class-blind": "#262626",
+    "fg-class-blind+denoise": "#262626",
+    "random": "#b0b0b0",
+    "center-gaussian": "#8c8c8c",
+    "edges": "#9d9d9d",
+}
 # Figures that a panel is drawn for, where they were measured.
 LAYER_FIGURES = ("average_drop", "average_increase", "insertion", "deletion", "overall", "proportion")
 RESAMPLES, SEED = 1000, 0
@@ -75,10 +84,8 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     found = {}
     for order, method in enumerate(methods):
         if is_control(method):
-            kind = family(method)
-            fine = method.startswith("fg-")
-            line = _CONTROL_LINES[kind] if not fine else (0, (6, 1.5, 1, 1.5))
-            colour = _CONTROL_GREYS[kind] if not fine else "#262626"
+            kind = method if method in _CONTROL_LINES else family(method)
+            line, colour = _CONTROL_LINES[kind], _CONTROL_GREYS[kind]
             found[method] = Look(colour, line, "", colour, 1.1, order)
             continue
         i = position[family(method)]
@@ -378,7 +385,7 @@ def _legend(
 
 def _part_height(members: int) -> float:
     """Inches of a part of the legend with its title and the room below it."""
-    return members * 0.183 + 0.42 if members else 0.0
+    return members * 0.1885 + 0.42 if members else 0.0
 
 
 def _legend_height(shown: Sequence[str]) -> float:
