@@ -1,4 +1,4 @@
-"""Which pictures are measured: a folder, a tree of class folders, a CSV list, or single files.
+"""Which pictures are measured: a folder, a tree of class folders, a CSV list, Parquet, an address, or single files.
 
 Nothing is opened here but lists: a picture that is missing or broken is found when it is read, and then it is one
 failure among the results and no end of the run.
@@ -80,7 +80,9 @@ def read_dataset(
     - a CSV of file and label (``.csv``, ``.tsv``, ``.txt``): paths relative to the list, their endings may be missing.
       Boxes in the list (x1, y1, x2, y2, or ``PredictionString``) are read with it, and where all boxes of a
       ``PredictionString`` are of one class, that is the label;
-    - a picture.
+    - a picture;
+    - a Parquet file or a folder of them, or an address such as s3://bucket/pictures
+      (:func:`fgcam_onnx.evaluation.remote.samples_of`).
 
     ``boxes``: what :func:`fgcam_onnx.evaluation.boxes.read_boxes` reads. A picture has the boxes of its own path, or
     of the end of it, whatever the endings. ``limit``: so many pictures, drawn by ``seed``; of one seed, the draw of 10
@@ -104,7 +106,7 @@ def read_dataset(
     samples = _once(samples, notes)
     if given is not None:
         samples = _boxed(samples, read_boxes(given), notes)
-    missing = [sample for sample in samples if not os.path.lexists(sample.path)]
+    missing = [sample for sample in samples if sample.source is None and not os.path.lexists(sample.path)]
     if missing:
         notes.append(f"pictures that are listed and not there: {len(missing)}, first {str(missing[0].path)!r}")
     counts = {"found": len(samples)}
@@ -131,6 +133,10 @@ def _drawn(samples: Sequence[Sample], limit: int, seed: int) -> list[Sample]:
 
 
 def _from(source: Path, boxes: Path | None, notes: list[str]) -> list[Sample]:
+    from fgcam_onnx.evaluation import remote
+
+    if remote.is_remote(source):
+        return remote.samples_of(source)
     if source.is_dir():
         return _from_folder(source, boxes, notes)
     if not source.exists():
