@@ -198,7 +198,9 @@ def evaluate(
                     f"stopped: {_of(len(store.done & ids), len(ids))} stored; the same command goes on", err=True
                 )
             raise
-        found = [row for row in store.rows() if row["image"] in ids]
+        place = {sample.id: i for i, sample in enumerate(data.samples)}
+        # In the order of the pictures, whoever measured them in whatever order: sums are the same to the last bit.
+        found = sorted((row for row in store.rows() if row["image"] in ids), key=lambda row: place[row["image"]])
     if not found:
         raise ImageError("no picture could be measured", known="; ".join(f"{f.id}: {f.what}" for f in failures[:SHOWN]))
     report = _write(folder, run, explainer, found, failures, plots)
