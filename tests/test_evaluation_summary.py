@@ -101,6 +101,13 @@ def test_figures_are_what_was_measured_in_the_papers_order() -> None:
     assert (figure_of("zebra").title, figure_of("zebra").better, figure_of("zebra").digits) == ("zebra", "", 4)
 
 
+def test_every_measure_has_its_figures_here() -> None:
+    from fgcam_onnx.evaluation.measures import MEASURES
+
+    found = {name for measure in MEASURES.values() for name in measure.figures}
+    assert found - set(FIGURES) == {"empty"}, "a figure that nobody says the better of"
+
+
 def test_a_cell_by_hand() -> None:
     values = [1.0, 2.0, None, 4.0, math.nan, math.inf, 5.0]
     (cell,) = cells(rows_of({("m", "L"): values}, "overall"))

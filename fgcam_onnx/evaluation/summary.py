@@ -120,13 +120,22 @@ FIGURES: Mapping[str, Figure] = {
         Figure(
             "sensitivity_n", "Sensitivity-n", "higher", 4, "correlation of relevance with the score its pixels cost"
         ),
-        Figure("mufidelity", "MuFidelity", "higher", 4, "rank correlation of relevance with the score its pixels cost"),
+        Figure(
+            "mu_fidelity", "MuFidelity", "higher", 4, "rank correlation of relevance with the score its pixels cost"
+        ),
         Figure("infidelity", "infidelity", "lower", 4, "squared error of relevance as a forecast of the score"),
+        Figure("infidelity_normalised", "infidelity, normalised", "lower", 4, "the same of the map's best multiple"),
         Figure("max_sensitivity", "max-sensitivity", "lower", 4, "largest change of the map under invisible noise"),
         Figure("sparseness", "sparseness", "", 4, "Gini coefficient of the map: higher is sparser"),
         Figure("complexity", "complexity", "", 4, "entropy of the map: lower is simpler"),
-        Figure("parameter_randomisation", "randomisation", "lower", 4, "likeness to the map of a random network"),
         Figure("random_logit", "random logit", "lower", 4, "likeness to the map of another class"),
+        Figure("randomisation_spearman", "randomisation, Spearman", "lower", 4, "likeness to a random network's map"),
+        Figure("randomisation_ssim", "randomisation, SSIM", "lower", 4, "likeness to a random network's map"),
+        Figure(
+            "randomisation_entropy", "randomisation, entropy", "higher", 4, "entropy gained by a random network's map"
+        ),
+        Figure("completeness_gap", "completeness gap", "lower", 4, "distance of the map's sum from what is promised"),
+        Figure("completeness_relative", "completeness, relative", "lower", 4, "the same over what is promised"),
     )
 }
 
