@@ -21,7 +21,7 @@ from fgcam_onnx.metrics import (
     sensitivity_n,
     spearman,
 )
-from fgcam_onnx.metrics.infidelity import unfaithful
+from fgcam_onnx.metrics.infidelity import shares, unfaithful
 from fgcam_onnx.metrics.mu_fidelity import cell_sets
 from fgcam_onnx.metrics.sensitivity_n import pixel_sets
 
@@ -155,6 +155,21 @@ def test_sets_of_cells() -> None:
     assert len({each.tobytes() for each in sets}) == 50
     assert cell_sets((4, 4), grid=2, share=0.25, samples=9).sum(axis=1).tolist() == [4] * 9
     assert cell_sets((6, 4, 9), grid=3, share=0.5, samples=2).shape == (2, 216)
+
+
+def test_squares_lie_anywhere_inside() -> None:
+    random = np.random.default_rng(0)
+    drawn = {shares(random, (3, 4), change="square", side=2, noise=0).tobytes() for _ in range(200)}
+    squares = np.zeros((2, 3, 3, 4))
+    for i, j in np.ndindex(2, 3):
+        squares[i, j, i : i + 2, j : j + 2] = 1
+    assert drawn == {each.tobytes() for each in squares.reshape(6, 3, 4)}
+
+
+def test_shares_of_a_fade_are_normal() -> None:
+    t = shares(np.random.default_rng(0), (100, 100), change="fade", side=1, noise=0.3)
+    assert t.mean() == pytest.approx(0, abs=0.01)
+    assert t.std() == pytest.approx(0.3, rel=0.03)
 
 
 # --- against another's computation ------------------------------------------------------------------------------------
