@@ -25,7 +25,7 @@ from fgcam_onnx import errors
 from fgcam_onnx.errors import BackendError, FgcamError, ModelError
 from fgcam_onnx.optional import need
 
-__all__ = ["Attempts", "Cluster", "Job", "Model", "Outcome", "agree", "join", "threads_of"]
+__all__ = ["Attempts", "Cluster", "Job", "Model", "Outcome", "agree", "join", "present", "threads_of"]
 
 # So often a unit may be begun: what kills three workers would kill the fourth.
 TRIES = 3
@@ -77,6 +77,11 @@ def join(*, workers: int | None, threads: int | None, gpus: bool) -> Iterator[Cl
     finally:
         if ours:
             ray.shutdown()
+
+
+def present(*, workers: int | None, threads: int | None, gpus: bool) -> Cluster:
+    """The cluster that this process is in, as :func:`join`, for work that goes on after the call."""
+    return _fitted(need("ray", "ray", PURPOSE), False, workers, threads, gpus)
 
 
 def _start(ray: Any, cores: int) -> None:
@@ -223,6 +228,19 @@ class Cluster:
             for name, value in before.items():
                 if hasattr(context, name):
                     setattr(context, name, value)
+
+    def over(self, dataset: Any, actor: type, words: Sequence[Any]) -> Any:
+        """The dataset with ``actor(*words)`` called on each few of its rows, as tables of Arrow."""
+        data = need("ray.data", "ray", PURPOSE)
+        return dataset.map_batches(
+            actor,
+            fn_constructor_args=tuple(words),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=data.ActorPoolStrategy(size=self.workers),
+            num_cpus=self.threads,
+            num_gpus=self.gpus or None,
+        )
 
 
 def _opened(outcome: Outcome) -> Outcome:

@@ -43,7 +43,13 @@ def explain(
         typer.Argument(metavar="MODEL", help="The ONNX file, or a folder with model.onnx.", show_default=False),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of pictures.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Pictures, or folders of pictures. With --engine ray also trees of folders, lists, Parquet and "
+            "addresses such as s3://bucket/pictures.",
+            show_default=False,
+        ),
     ],
     method: Annotated[
         str,
@@ -162,6 +168,20 @@ def explain(
         int | None,
         typer.Option(min=1, help="Pictures at a time; masks, for Score-CAM.", rich_help_panel=_RUN, show_default=False),
     ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="local; or ray: on a Ray cluster, maps as Parquet instead of panels, and the same again goes on.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Workers of the ray engine.", rich_help_panel=_RUN, show_default=False),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="With ray: begin anew, remove the maps.", rich_help_panel=_RUN)
+    ] = False,
     colormap: Annotated[
         str, typer.Option(help="ember, jet, gray, or bwr with signs.", rich_help_panel=_SHOW)
     ] = "ember",
@@ -183,8 +203,12 @@ def explain(
 
     With several methods or layers, --method all --layer all: a comparison grid for each picture, and every map.
     """
-    pictures = _gather(images)
+    from fgcam_onnx.cli import bulk
+
+    many = bulk.pictures(images) if bulk.wanted(engine, workers, fresh) else None
+    pictures = _gather(images) if many is None else []
     names = _stems(pictures, folder)
+    count = len(pictures if many is None else many.samples)
     given = picture_options.fields(resize, short_side, interpolation, color, scale, mean, std)
     given["size"] = None if size is None else picture_options.sides(size)
     look = Look(colormap, alpha, cap, top)
@@ -197,6 +221,8 @@ def explain(
     from fgcam_onnx.cli import compare
 
     compared = compare.methods_of(method) if compare.wanted(method, layer) else None
+    if compared is not None and many is not None:
+        raise OptionError("--engine ray takes one method and one layer", next="one run, and one folder, for each")
 
     from fgcam_onnx import Explainer
     from fgcam_onnx.preprocessing import choose
@@ -213,19 +239,28 @@ def explain(
         input_dtype=explainer.input_dtype,
     )
     words, source = _labels(explainer, labels)
-    targets = _targets(target, words, explainer, len(pictures))
+    targets = _targets(target, words, explainer, count)
     run = Run(explainer, recipe, words, source, look, quiet or json, frozenset(path.resolve() for path in pictures))
     shared: dict[str, Any] = {}
     if against is not None:
         shared["against"] = _against(against, words, explainer)
     if batch_size is not None:
         shared["batch_size"] = batch_size
-    others = explainer.feeds(arrays, len(pictures))
+    others = explainer.feeds(arrays, count)
     if compared is None:
         call = {"method": method, "layer": layer, "start": start, "denoise": denoise, **options, **shared}
         several = any(isinstance(each, (list, str)) for each in targets or [])
         batch = 1 if several else _batch(explainer, batch_size)
-        record = run(pictures, names, targets, folder, call, batch, others)
+        if many is None:
+            record = run(pictures, names, targets, folder, call, batch, others)
+        else:
+            words_of_engine = {
+                "backend": backend, "precision": precision, "providers": provider, "input": input, "output": output
+            }  # fmt: skip
+            record = bulk.explain(
+                explainer, recipe, words, many, call, engine=words_of_engine, targets=targets, others=others,
+                batch=batch, folder=folder, workers=workers, fresh=fresh, silent=quiet or json,
+            )  # fmt: skip
     else:
         calls = compare.options_of(compared, options, start=start, denoise=denoise)
         comparison = compare.Comparison(run, compared, compare.layers_of(explainer, layer))

@@ -42,7 +42,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["FORMS", "KEY", "KINDS", "Row", "Store", "open_store", "read_rows"]
+__all__ = ["FORMS", "KEY", "KINDS", "Row", "Store", "arrow_schema", "open_store", "read_rows"]
 
 Row = dict[str, Any]
 
@@ -184,10 +184,10 @@ class Store:
         self._done |= dict.fromkeys(made)
         self._frozen = None
 
-    def rows(self) -> list[Row]:
-        """All rows, in the order in which their images were appended. Every row has every column."""
+    def rows(self, columns: Sequence[str] | None = None) -> list[Row]:
+        """All rows, in the order in which their images were appended. Every row has every column, or those named."""
         with _told(self.path, "read"):
-            return self._rows.read()
+            return self._rows.read(columns)
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -468,6 +468,16 @@ def _arrow() -> ModuleType:
     return need("pyarrow", "evaluate", "Parquet")
 
 
+def arrow_schema(columns: Mapping[str, str]) -> Any:
+    """Of Parquet's parts."""
+    arrow = _arrow()
+    types = {
+        "string": arrow.string(), "int64": arrow.int64(), "float64": arrow.float64(),
+        "floats": arrow.list_(arrow.float64()), "bytes": arrow.binary(),
+    }  # fmt: skip
+    return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
 class _Parquet:
     """A part an image. Its name has the number of the part and the image's id, so that opening reads no part.
 
@@ -479,11 +489,7 @@ class _Parquet:
 
     def __init__(self, folder: Path, columns: Mapping[str, str], arrow: ModuleType) -> None:
         self.folder, self.columns, self.arrow = folder, columns, arrow
-        types = {
-            "string": arrow.string(), "int64": arrow.int64(), "float64": arrow.float64(),
-            "floats": arrow.list_(arrow.float64()), "bytes": arrow.binary(),
-        }  # fmt: skip
-        self.schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+        self.schema = arrow_schema(columns)
         self.next = 1
 
     def opened(self) -> list[str]:
@@ -521,12 +527,13 @@ class _Parquet:
             raise
         self.next += 1
 
-    def read(self) -> list[Row]:
+    def read(self, columns: Sequence[str] | None = None) -> list[Row]:
         parts = [str(part) for part in self._parts()]
         if not parts:
             return []
         try:
-            rows: list[Row] = self.arrow.dataset.dataset(parts, schema=self.schema).to_table().to_pylist()
+            data = self.arrow.dataset.dataset(parts, schema=self.schema)
+            rows: list[Row] = data.to_table(columns=None if columns is None else list(columns)).to_pylist()
         except self.arrow.ArrowInvalid as error:
             raise InputError(f"{str(self.folder)!r} has a part that cannot be read: {error}", next=AGAIN) from None
         return rows
@@ -614,7 +621,7 @@ class _Csv:
         self._put(self.end, content)
         self.end += len(content)
 
-    def read(self) -> list[Row]:
+    def read(self, columns: Sequence[str] | None = None) -> list[Row]:
         content = self.path.read_bytes()
         _, end = self._complete(content)
         rows = []
@@ -629,7 +636,7 @@ class _Csv:
             except ValueError as error:
                 raise self._damaged(content, position, str(error)) from None
             position = line.end()
-        return rows
+        return rows if columns is None else [{name: row[name] for name in columns} for row in rows]
 
     def close(self) -> None:
         if self.file >= 0:
