@@ -135,6 +135,23 @@ def test_probability_is_softmax_or_sigmoid() -> None:
     assert np.array_equal(plain.probabilities(X, 3), plain.probability(linear(X), 3))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 11, 40])
+@pytest.mark.parametrize("head", [None, "Sigmoid"])
+def test_each_picture_has_its_own_class(batch_size: int, head: str | None) -> None:
+    classes = RNG.integers(0, 5, 11)
+    scorer = Scorer(linear, batch_size=batch_size, head=head)
+    found = scorer.probabilities_of(iter(X), classes)
+    expected = [scorer.probabilities(X[i : i + 1], int(c))[0] for i, c in enumerate(classes)]
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(scorer.probabilities(X, classes), expected, rtol=1e-9)
+
+
+def test_more_pictures_than_a_batch_each_of_a_class() -> None:
+    z, classes = RNG.normal(size=(3 * MOST + 1, 5)), RNG.integers(0, 5, 3 * MOST + 1)
+    found = Scorer(linear).probability(z, classes)
+    np.testing.assert_allclose(found, [Scorer(linear).probability(z, c)[i] for i, c in enumerate(classes)], rtol=1e-12)
+
+
 @pytest.mark.parametrize("target", [5, -1, [0, 5, 0]])
 def test_a_class_that_does_not_exist(target: Any) -> None:
     with pytest.raises(TargetError) as caught:

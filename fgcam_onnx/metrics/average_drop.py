@@ -52,8 +52,7 @@ def average_drop(
     pictures = subjects(scorer, x, target, baseline, kernel=kernel, sigma=sigma)
     pairs = list(each_pair(pictures, np.asarray(relevance)))
     shown = (kept(subject, each, fraction=fraction, signed=signed) for subject, each in pairs)
-    logits = scorer.of(shown, len(pairs))
-    left = scorer.probability(logits, [subject.target for subject in pictures])
+    left = scorer.probabilities_of(shown, [subject.target for subject in pictures])
     found = [scores(subject, o) for subject, o in zip(pictures, left, strict=True)]
     return {name: np.array([each[name] for each in found]) for name in AverageDrop.figures}
 

@@ -82,8 +82,8 @@ def deletion_insertion(
     changed = chain.from_iterable(pictures(subject, each, step=step, signed=signed) for subject, each in pairs)
     p = np.zeros((len(pairs), steps))
     if steps:
-        logits = scorer.of(changed, len(pairs) * steps).reshape(len(pairs), steps, -1)
-        p = np.stack([scorer.probability(z, s.target) for z, s in zip(logits, shown, strict=True)])
+        classes = np.repeat([subject.target for subject in shown], steps)
+        p = scorer.probabilities_of(changed, classes).reshape(len(pairs), steps)
     found = [curves(subject, each) for subject, each in zip(shown, p, strict=True)]
     return Curves(np.stack([c.deletion[0] for c in found]), np.stack([c.insertion[0] for c in found]))
 

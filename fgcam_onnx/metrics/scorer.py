@@ -103,16 +103,31 @@ class Scorer:
         if np.ndim(target) == 0:
             one: Array = probability(wide, classes[:1], self.head)[0]
             return one
-        each: Array = np.stack(
-            [probability(wide[i : i + 1], classes[i : i + 1], self.head)[0, 0] for i in range(len(wide))]
+        parts = [
+            np.diagonal(probability(wide[i : i + MOST], classes[i : i + MOST], self.head))
+            for i in range(0, len(wide), MOST)
+        ]
+        return np.concatenate([np.zeros(0), *parts])
+
+    def probabilities_of(self, pictures: Iterable[Array], classes: npt.ArrayLike) -> Array:
+        """p_c of pictures that are made one after the other, float64 [m]; ``classes``: one for each of them, [m].
+
+        The logits of a batch are let go with it.
+        """
+        wanted = np.asarray(classes)
+        return self._batches(
+            pictures, len(wanted), lambda logits, first: self.probability(logits, wanted[first : first + len(logits)])
         )
-        return each
 
     def of(self, pictures: Iterable[Array], count: int) -> Array:
         """Logits [count, classes] of pictures that are made one after the other.
 
         ``pictures`` may yield the same array again and again, changed: each is copied before the next is asked for.
         """
+        return self._batches(pictures, count, lambda logits, first: logits)
+
+    def _batches(self, pictures: Iterable[Array], count: int, kept: Callable[[Array, int], Array]) -> Array:
+        """What ``kept(logits, number of the first picture)`` makes of each batch, side by side."""
         found: list[Array] = []
         buffer: Array | None = None
         size, filled, left = 0, 0, count
@@ -124,7 +139,7 @@ class Scorer:
             filled += 1
             left -= 1
             if filled == size or left == 0:
-                found.append(self._scored(buffer[:filled]))
+                found.append(kept(self._scored(buffer[:filled]), count - left - filled))
                 filled = 0
         if left or buffer is None:
             raise ValueError(f"{count} pictures were announced, and {count - left} came")
