@@ -19,6 +19,7 @@ from fgcam_onnx.evaluation.summary import (
     against_controls,
     cells,
     compare,
+    control_at,
     figure_of,
     orderings,
 )
@@ -395,6 +396,21 @@ def test_against_the_controls() -> None:
     assert found["grad-cam > class-blind: overall at L"].text == "Grad-CAM beats Class-blind on over-all at L"
     assert found["fg-grad-cam > class-blind: overall at L"].text == "FG-Grad-CAM beats FG-Class-blind on over-all at L"
     assert found["grad-cam > edges: overall at L"].text == "Grad-CAM beats Edges (input) on over-all at L"
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "control"),
+    [
+        ("grad-cam", "L", "class-blind"),
+        ("fg-grad-cam", "L", "fg-class-blind"),
+        ("lrp", "input", "fg-class-blind"),
+        ("fg-grad-cam+denoise", "L", "fg-class-blind+denoise"),
+    ],
+)
+def test_the_class_blind_control_walks_as_the_method_does(method: str, layer: str, control: str) -> None:
+    names = ("class-blind", "fg-class-blind", "fg-class-blind+denoise")
+    results = Results([row("a", name, at, overall=1.0) for name in names for at in ("L", "input")])
+    assert control_at(results, "class-blind", method, layer) == (control, layer)
 
 
 def test_realistic_rows_are_summed_up_whole() -> None:

@@ -42,6 +42,7 @@ __all__ = [
     "against_controls",
     "cells",
     "compare",
+    "control_at",
     "figure_of",
     "orderings",
 ]
