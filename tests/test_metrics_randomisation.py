@@ -102,6 +102,16 @@ def test_seeds_and_names_make_the_draw() -> None:
     assert (found["a.1"] != found["b.1"]).all()
 
 
+@pytest.mark.parametrize(("dtype", "low", "high"), [("int8", -128, 127), ("uint8", 0, 255)])
+def test_integers_stay_within_their_type(dtype: str, low: int, high: int) -> None:
+    """Of a tensor of both extremes a third of the draws lies beyond them: at the limits, not wrapped around."""
+    drawn = MODULE._drawn(np.array([low, high] * 5000, dtype), "w", 0)
+    assert drawn.dtype == dtype
+    assert np.mean((drawn == low) | (drawn == high)) == pytest.approx(0.317, abs=0.03)
+    few = MODULE._drawn(np.array([low, low + 1] * 5000, dtype), "w", 0)  # N(low + 0.5, 0.5^2), rounded
+    assert np.mean(few == low + 1) == pytest.approx(0.477, abs=0.04)
+
+
 def test_a_shared_weight_is_drawn_once() -> None:
     net = Net()
     w = net.weight("w", net.random(3, 3, 3, 3))
@@ -285,7 +295,10 @@ def test_the_twin_computes_as_the_explainer_does() -> None:
     assert twin.providers == explainer.providers
     assert twin.sha256 != explainer.sha256
     assert twin.sha256 == MODULE.random_twin(explainer, ["conv1"], 0).sha256
-    assert twin.sha256 not in (MODULE.random_twin(explainer, ["conv1"], 1).sha256, MODULE.random_twin(explainer, [], 0).sha256)
+    assert twin.sha256 not in (
+        MODULE.random_twin(explainer, ["conv1"], 1).sha256,
+        MODULE.random_twin(explainer, [], 0).sha256,
+    )
 
 
 def test_further_inputs() -> None:

@@ -36,6 +36,8 @@ def rows(relevance: Any) -> Array:
 
 def entropy(weights: Array) -> Array:
     """-sum q ln q of each row of weights >= 0, q = weights / their sum, [n, k] -> [n]; NaN of a row of zeros."""
+    size = weights.max(axis=1, keepdims=True)
+    weights = np.divide(weights, size, out=np.zeros(weights.shape), where=size > 0)  # sums without overflow
     whole = weights.sum(axis=1, keepdims=True)
     q = np.divide(weights, whole, out=np.zeros(weights.shape), where=whole > 0)
     found: Array = -(q * np.log(q, out=np.zeros(q.shape), where=q > 0)).sum(axis=1)
