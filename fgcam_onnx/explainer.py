@@ -322,6 +322,23 @@ class Explainer:
             first = last
         return self._explanation(job, x, parts, options, feeds)
 
+    def check(
+        self,
+        *,
+        method: str = "fg-grad-cam",
+        layer: str | None = None,
+        start: str | None = None,
+        denoise: bool = False,
+        **options: Any,
+    ) -> None:
+        """Can :meth:`explain` be asked for this? Nothing is run.
+
+        Raises:
+            MethodError, LayerError, OptionError, UnsupportedOpError, ModelError: why not, as :meth:`explain` says it.
+        """
+        chosen = find_method(method)
+        chosen.family.plan(self._engine, Ask(chosen, layer, start, denoise, options, False))
+
     def _fused(self, x: Any, method: str, layers: list[str], **options: Any) -> Explanation:
         """Layer-CAM of several layers as one map, at the size of the input."""
         if method != "layer-cam":

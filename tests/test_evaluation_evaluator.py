@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_models
 from PIL import Image
 
 from fgcam_onnx import Explainer, imaging, models
-from fgcam_onnx.errors import FgcamError, ImageError, LayerError, MethodError, OptionError, OutputError, TargetError
+from fgcam_onnx.errors import (
+    ActivationError,
+    BackendError,
+    ImageError,
+    LayerError,
+    MethodError,
+    OptionError,
+    OutputError,
+    TargetError,
+)
 from fgcam_onnx.evaluation import local
 from fgcam_onnx.evaluation.boxes import Box
 from fgcam_onnx.evaluation.contenders import QUICK, contenders_of, layers_of
@@ -150,12 +161,18 @@ def test_a_map_that_cannot_be_made_is_a_note_and_the_others_go_on(monkeypatch: p
 
     def explain(self: Explainer, x: Any, **how: Any) -> Any:
         if how["method"] == "lrp":
-            raise FgcamError("the books do not close")
+            raise ActivationError("the books do not close")
         return real(self, x, **how)
 
+    def broken(self: Explainer, x: Any, **how: Any) -> Any:
+        raise BackendError("the device is gone")
+
+    monkeypatch.setattr(Explainer, "explain", broken)
+    with pytest.raises(BackendError, match="the device is gone"):  # no row says that this was measured
+        rows_of()
     monkeypatch.setattr(Explainer, "explain", explain)
     found = by_cell(rows_of())
-    assert found["lrp", "input"]["note"] == "FgcamError: the books do not close"
+    assert found["lrp", "input"]["note"] == "ActivationError: the books do not close"
     assert found["lrp", "input"]["overall"] is None
     assert found["grad-cam", "max_pool2d_2"]["note"] is None
     assert found["grad-cam", "max_pool2d_2"]["overall"] is not None
@@ -284,6 +301,19 @@ def test_who_stands_where() -> None:
     assert planned(methods="lrp,grad-cam", layers=L).notes == (f"lrp is measured at the input, and not at {L}",)
     with pytest.raises(LayerError, match="grad-cam is measured at a layer that is not the input, and not at input"):
         planned(methods="grad-cam", layers="input")
+
+
+def test_a_method_that_the_model_cannot_serve_is_left_out_before_anything_runs() -> None:
+    """The head of this network is no pooling and one linear layer, which cam needs."""
+    e = Explainer(tiny_models.vgg(), threads=1)
+    e._model = replace(e._model, path=Path("vgg.onnx"))
+    asked: dict[str, Any] = {"layers": "L,input", "controls": False}
+    made = choose({}, input_shape=e.input_shape, layout=e.layout)
+    run = plan(e, made, methods="cam,lrp", **asked)
+    assert [c.contender.name for c in run.cells] == ["lrp"]
+    assert run.notes[0].startswith(f"cam at {e.default_layer} is left out: cam needs a head of global average pooling")
+    with pytest.raises(MethodError, match="cam needs a head"):
+        plan(e, made, methods="cam", **{**asked, "controls": True})
 
 
 @pytest.mark.parametrize(

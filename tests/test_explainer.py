@@ -19,6 +19,7 @@ from fgcam_onnx.backends.base import Backend
 from fgcam_onnx.backends.numpy import NumpyBackend
 from fgcam_onnx.backends.ort import OrtBackend
 from fgcam_onnx.composite import CHOICES
+from fgcam_onnx.errors import FgcamError
 from fgcam_onnx.methods import METHODS
 
 SAME: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
@@ -611,3 +612,26 @@ def test_a_backend_shared_by_two_models_keeps_them_apart(backend: Backend, batch
     shared = Explainer(second, backend=backend).explain(x, target=0, batchnorm=batchnorm).relevance
     alone = Explainer(second, backend="numpy", precision="float64").explain(x, target=0, batchnorm=batchnorm).relevance
     assert np.linalg.norm(shared - alone) <= 1e-5 * np.linalg.norm(alone)
+
+
+def test_check_says_what_explain_would_and_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    proto = tiny_models.vgg()
+    e = Explainer(proto, threads=1)
+    x = tiny_models.pictures(proto, 1)
+    asked: list[dict[str, Any]] = [
+        {"method": "cam"}, {"method": "fg-cam"}, {"method": "grad-camm"}, {"layer": "pool99"}, {"ratio": 0.2},
+        {"method": "lrp", "denoise": True}, {"method": "rise", "masks": "many"},
+    ]  # fmt: skip
+    told = []
+    for how in asked:
+        with pytest.raises(FgcamError) as error:
+            e.explain(x, **how)
+        told.append((type(error.value), str(error.value)))
+    monkeypatch.setattr(e._engine, "tape", None)
+    monkeypatch.setattr(e._forward, "run", None)
+    for how, (kind, text) in zip(asked, told, strict=True):
+        with pytest.raises(kind) as error:
+            e.check(**how)
+        assert str(error.value) == text
+    e.check()
+    e.check(method="score-cam", layer=e.layers()[1].name, denoise=True)

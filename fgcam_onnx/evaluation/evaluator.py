@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fgcam_onnx import Explainer, imaging
-from fgcam_onnx.errors import FgcamError, TargetError
+from fgcam_onnx.errors import ActivationError, TargetError
 from fgcam_onnx.evaluation.boxes import check
 from fgcam_onnx.evaluation.contenders import Cell
 from fgcam_onnx.evaluation.controls import center_gaussian, edges, random_map
@@ -157,7 +157,7 @@ class Evaluator:
     def _cell(self, cell: Cell, subject: Subject, mask: Array | None, digest: str) -> Row:
         try:
             relevance, leaked, promised = self._map(cell, subject, digest)
-        except FgcamError as error:  # this map of this picture; the others go on
+        except ActivationError as error:  # this map of this picture; the others go on
             return {"method": cell.contender.name, "layer": cell.layer, "note": f"{type(error).__name__}: {error.what}"}
         row: Row = {
             "method": cell.contender.name, "layer": cell.layer, "height": relevance.shape[0],

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fgcam_onnx import Explainer
-from fgcam_onnx.evaluation.contenders import Cell, cells_of, contenders_of, layers_of
+from fgcam_onnx.errors import FgcamError, LayerError, MethodError, OptionError, UnsupportedOpError
+from fgcam_onnx.evaluation.contenders import CLASS_BLIND, Cell, cells_of, contenders_of, layers_of
 from fgcam_onnx.evaluation.evaluator import Evaluator, columns
 from fgcam_onnx.evaluation.settings import Settings
 from fgcam_onnx.metrics.scorer import Scorer
@@ -17,6 +18,8 @@ from fgcam_onnx.recipe import Preprocessing
 __all__ = ["Run", "plan"]
 
 FORMAT = 1
+# What stops a cell and not the others: this method cannot serve this layer, or this model.
+CANNOT = (MethodError, LayerError, OptionError, UnsupportedOpError)
 # What may differ between one start of a run and the next.
 FREE = ("limit", "pictures", "boxes")
 
@@ -91,6 +94,7 @@ def plan(
         raise ValueError("an evaluation needs a model file, from which other processes can load it")
     contenders = contenders_of(methods, controls=controls)
     cells, left_out = cells_of(explainer, contenders, layers_of(explainer, layers))
+    cells, refused = _served(explainer, cells)
     scorer = Scorer(explainer, batch_size=batch_size)
     shape = recipe.size
     picture = np.zeros((recipe.channels, *shape), explainer.input_dtype)
@@ -112,5 +116,26 @@ def plan(
         None if labels is None else tuple(labels),
         scorer.fits(picture),
         facts,
-        tuple(left_out),
+        (*left_out, *refused),
     )
+
+
+def _served(explainer: Explainer, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
+    """The cells that the model can serve, and a sentence for each that it cannot; found before anything runs.
+
+    Raises:
+        FgcamError: none of the methods can serve the model: what the first of them says.
+    """
+    served: list[Cell] = []
+    refused: list[tuple[Cell, FgcamError]] = []
+    for cell in cells:
+        try:
+            if cell.contender.method is not None:
+                explainer.check(method=cell.contender.method, layer=cell.layer, denoise=cell.contender.denoise)
+            served.append(cell)
+        except CANNOT as error:
+            refused.append((cell, error))
+    methods = [cell for cell in served if cell.contender.method is not None]
+    if refused and not any(cell.contender.method not in CLASS_BLIND for cell in methods):
+        raise refused[0][1]
+    return served, [f"{cell.contender.name} at {cell.layer} is left out: {error.what}" for cell, error in refused]
