@@ -154,18 +154,28 @@ def _fitted(ray: Any, ours: bool, workers: int | None, threads: int | None, gpus
         )
     if workers is None:
         workers = max(1, min(cores // threads, devices or cores))
-    return Cluster(ray, workers, threads, 1 if devices else 0, ours)
+    return Cluster(ray, workers, threads, 1 if devices else 0, ours, max(1, cores))
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """``workers`` actors of ``threads`` cores and ``gpus`` devices each; ``ours``: it ends with this run."""
+    """``workers`` actors of ``threads`` cores and ``gpus`` devices each, of all its ``cores``.
+
+    ``ours``: it ends with this run.
+    """
 
     ray: Any
     workers: int
     threads: int
     gpus: int
     ours: bool
+    cores: int
+
+    @property
+    def share(self) -> float:
+        """Cores that an actor holds while a dataset is read beside it: where actors hold all, nobody reads."""
+        room = max(self.cores - 1, self.cores / 2) / self.workers
+        return min(self.threads, int(room) if room >= 1 else room)
 
     def model(self, path: Path, sha256: str) -> Model:
         """The model for the workers. On machines that do not have the file it comes out of the object store."""
@@ -238,7 +248,7 @@ class Cluster:
             batch_size=1,
             batch_format="pyarrow",
             compute=data.ActorPoolStrategy(size=self.workers),
-            num_cpus=self.threads,
+            num_cpus=self.share,
             num_gpus=self.gpus or None,
         )
 
