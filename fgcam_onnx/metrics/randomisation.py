@@ -321,7 +321,7 @@ def _asked(explainer: Any, x: Any, target: Any, options: Mapping[str, Any]) -> t
 def random_twin(explainer: Any, layers: Sequence[str] | None, seed: int) -> Explainer:
     """An Explainer of the network with these layers random, that computes as ``explainer`` does.
 
-    It has a backend of its own: backends keep what they compiled, with the weights in it.
+    It has a backend of its own: what was compiled for the random network goes when it goes.
     """
     from fgcam_onnx import Explainer
 
