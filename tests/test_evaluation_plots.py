@@ -238,7 +238,7 @@ def test_families_share_a_colour_and_controls_are_grey() -> None:
 def test_settings_of_matplotlib_are_put_back(tmp_path: Path) -> None:
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 31, "lines.linewidth": 9, "axes.facecolor": "red"}):
+    with matplotlib.rc_context({"font.size": 31, "axes.linewidth": 9, "axes.facecolor": "red"}):
         before = dict(matplotlib.rcParams)
         rows = [row("a", "lrp", "input", overall=0.5), row("b", "lrp", "input", overall=0.6)]
         theirs = [p.read_bytes() for p in save(against_layers(rows), tmp_path / "a", dpi=50)]

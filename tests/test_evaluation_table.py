@@ -354,6 +354,14 @@ LRP          1 of 1
     )
 
 
+def test_only_what_is_clearly_better_is_tallied() -> None:
+    same = [1.0, 2, 3, 4, 5, 6, 7, 8]
+    other = [1.1, 1.9, 3.1, 3.9, 5.1, 5.9, 7.1, 7.9]
+    rows = rows_of({("lrp", "input"): same, ("random", "input"): other, ("edges", "input"): [0.0] * 8}, "overall")
+    (table,) = controls_tally(rows, ("overall",))
+    assert [entry.value for entry in table.blocks[0].lines[0].entries] == ["0 of 1", "1 of 1"]
+
+
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
