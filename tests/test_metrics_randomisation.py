@@ -339,6 +339,11 @@ def test_accumulators(explainer: Explainer) -> None:
     assert metric.values["spearman"] == pytest.approx(steps.spearman.mean(axis=1), abs=1e-6)
 
 
+def test_steps_that_are_undefined_are_left_out_of_the_mean() -> None:
+    steps = np.array([[0.2, np.nan, 0.4], [np.nan] * 3])
+    assert MODULE._mean(steps) == pytest.approx([0.3, np.nan], nan_ok=True)
+
+
 def test_the_shipped_network() -> None:
     explainer = Explainer(models.path("demo_honest.onnx"))
     x = np.random.default_rng(0).normal(size=(1, 3, 128, 128)).astype(np.float32)
