@@ -120,7 +120,7 @@ def test_curves_of_other_lengths_meet_on_shares() -> None:
 
 def test_means_and_bars_stand_at_their_layers() -> None:
     rows = [
-        row(f"{i}", method, layer, overall=base + i / 10)
+        row(f"{i}", method, layer, overall=base + i * i / 10)  # skewed: the interval is longer above
         for i in range(4)
         for method, layer, base in (
             ("grad-cam", "L", 0.1),
@@ -132,7 +132,7 @@ def test_means_and_bars_stand_at_their_layers() -> None:
     (axes,) = panels(against_layers(rows))
     assert [t.get_text() for t in axes.get_xticklabels()] == ["L", "M", "input"]
     cam = next(c for c in axes.containers if c.get_label() == "Grad-CAM")
-    assert list(cam[0].get_ydata())[:2] == pytest.approx([0.25, 0.35])
+    assert list(cam[0].get_ydata())[:2] == pytest.approx([0.45, 0.55])
     assert math.isnan(cam[0].get_ydata()[2])
     assert list(cam[0].get_xdata()) == pytest.approx([0, 1, 2], abs=0.1)
     results = Results(rows)
@@ -142,7 +142,7 @@ def test_means_and_bars_stand_at_their_layers() -> None:
     assert [c.get_label() for c in axes.containers] == ["Grad-CAM", "LRP"]  # controls have no bars
     # A control at one layer has no neighbour to be joined with, and is drawn as a short line of its own.
     assert any(
-        list(each.get_ydata()) == pytest.approx([0.15, 0.15]) for each in axes.get_lines() if len(each.get_xdata()) == 2
+        list(each.get_ydata()) == pytest.approx([0.35, 0.35]) for each in axes.get_lines() if len(each.get_xdata()) == 2
     )
 
 
@@ -190,12 +190,12 @@ def test_no_words_overlap_or_leave_the_page(many: int) -> None:
     curve = {"deletion_scores": [1, 0], "insertion_scores": [0, 1]}
     methods = [*(f"method-{m}" for m in range(many)), *CONTROLS]
     rows = [
-        row(f"{i}", method, layer, overall=0.5 + m / 100, **(curve if layer == "relu5_3" else {}))
+        row(f"{i}", method, layer, overall=0.5 + m / 100, deletion=0.1, **(curve if layer == "relu5_3" else {}))
         for i in range(2)
         for m, method in enumerate(methods)
         for layer in layers
     ]
-    for figure in (curves(rows), against_layers(rows, ["overall"])):
+    for figure in (curves(rows), against_layers(rows, ["overall", "deletion"])):
         found = texts(figure)
         assert len(found) > many + len(CONTROLS)
         page = figure.bbox
