@@ -72,8 +72,8 @@ def join(*, workers: int | None, threads: int | None, gpus: bool) -> Iterator[Cl
         _start(ray, (workers or 1) * (threads or 1))
     try:
         need("ray.data", "ray", PURPOSE)
-        _hush(ours)
-        yield _fitted(ray, ours, workers, threads, gpus)
+        with _hushed(ours):
+            yield _fitted(ray, ours, workers, threads, gpus)
     finally:
         if ours:
             ray.shutdown()
@@ -97,7 +97,7 @@ def _start(ray: Any, cores: int) -> None:
         with warnings.catch_warnings(), _muted():
             warnings.simplefilter("ignore")
             ray.init(address=address, **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a node that does not start in time is a plain Exception of Ray's
         raise BackendError(
             "there is no Ray cluster to work on",
             at=f"RAY_ADDRESS={address}" if address != "local" else None,
@@ -126,16 +126,26 @@ def _muted() -> Iterator[None]:
         os.close(kept)
 
 
-def _hush(ours: bool) -> None:
+@contextlib.contextmanager
+def _hushed(ours: bool) -> Iterator[None]:
     """Ray Data keeps its log file; the terminal belongs to this package's own progress."""
-    for handler in logging.getLogger("ray.data").handlers:
-        if type(handler).__name__ == "PlainRayHandler":
-            handler.setLevel(logging.CRITICAL)
-    if ours:  # deaths of workers, which are told where they matter, would be printed on stdout, between results
-        from ray._private import worker
+    shown = [h for h in logging.getLogger("ray.data").handlers if type(h).__name__ == "PlainRayHandler"]
+    levels = [handler.level for handler in shown]
+    from ray._private import worker
 
-        if hasattr(worker, "_worker_logs_enabled"):
+    # Deaths of workers are told where they matter, and Ray would print them on stdout, between results.
+    printed = getattr(worker, "_worker_logs_enabled", None) if ours else None
+    try:
+        for handler in shown:
+            handler.setLevel(logging.CRITICAL)
+        if printed is not None:
             worker._worker_logs_enabled = False
+        yield
+    finally:
+        for handler, level in zip(shown, levels, strict=True):
+            handler.setLevel(level)
+        if printed is not None:
+            worker._worker_logs_enabled = printed
 
 
 def _fitted(ray: Any, ours: bool, workers: int | None, threads: int | None, gpus: bool) -> Cluster:

@@ -61,7 +61,15 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # as this process, and not behind all others of the machine
         patch.setenv("FGCAM_THREADS", "1")
-        ray.init(num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False, logging_level="error")
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "error"}
+        for last in (False, False, True):
+            try:
+                ray.init(num_cpus=2, num_gpus=0, **options)
+                break
+            except Exception:  # Ray gives its processes 30 seconds to start, which a busy machine may not have
+                ray.shutdown()
+                if last:
+                    raise
         try:
             patch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
             yield ray
@@ -276,7 +284,7 @@ def test_maps_are_those_of_one_machine(ray: Any, explainer: Explainer, tmp_path:
         assert row.probability == e.probabilities[0, e.classes[0]]
         assert (row.leaked, row.residual) == (e.ledger.leaked, e.ledger.residual)
         assert (row.method, row.layer, row.start) == (e.method, e.layer, e.start)
-        assert row.error is None
+        assert pandas.isna(row.error)
     assert table.loc["broken.png"].relevance is None
 
     other = CliRunner().invoke(app, [*words, "-o", str(out), "--denoise"])  # before any worker is asked for

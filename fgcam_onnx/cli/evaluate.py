@@ -38,7 +38,8 @@ def evaluate(
         list[Path],
         typer.Argument(
             metavar="IMAGES",
-            help="A folder of pictures, a tree of class folders, a CSV of file and label, or pictures.",
+            help="A folder of pictures, a tree of class folders, a CSV of file and label, Parquet, an address such as "
+            "s3://bucket/val, or pictures.",
             show_default=False,
         ),
     ],
