@@ -52,7 +52,7 @@ def rows_of(i: int) -> list[Row]:
     floats = [0.1 * i, -0.0, math.inf, -math.inf, math.nan, 5e-324, 1.7976931348623157e308, 1 / 3]
     return [
         {
-            "method": ("fg-cam", NASTY, "", "a,b", '"', " x ")[(i + k) % 6],
+            "method": ("fg-cam", NASTY, "", "a,b", '"', "x\ry")[(i + k) % 6],
             "layer": None if k else f"layer{i}",
             "target": (i * 7919, -(2**63), 2**63 - 1, None)[(i + k) % 4],
             "drop": None if k == 3 else floats[(i + k) % 8],
@@ -90,6 +90,14 @@ def failed(kind: type[FgcamError], call: Callable[[], object]) -> str:
         call()
     assert type(info.value) is kind
     return str(info.value)
+
+
+def lines_of(folder: Path) -> int:
+    """The rows in the CSV itself, whole or not; without its header."""
+    if not (folder / "rows.csv").exists():
+        return 0
+    with open(folder / "rows.csv", encoding="utf-8", newline="") as stream:
+        return len(list(csv.reader(stream))) - 1
 
 
 def files(folder: Path) -> list[str]:
@@ -308,6 +316,8 @@ def test_a_torn_header_is_written_again(tmp_path: Path) -> None:
         (lambda text: text.replace("\r\n", "\n"), ("the header is another",)),
         (lambda text: text.replace("b,m,,2,", "b,m,,2,x,"), ("could not", "line 3")),
         (lambda text: text.replace(",2\r\nb", ",3\r\nb", 1), ("whole images follow", "line 3")),
+        (lambda text: text.replace(",2\r\nc", ",3\r\nc"), ("whole images follow", "line 3")),
+        (lambda text: text.replace(",2\r\nb", ",2\r\nx"), ("whole images follow", "line 3")),
         (lambda text: text.replace("a,m,", '"a,m,'), ("whole images follow", "line 2")),
         (lambda text: text + "a,m,,1,0.5,,1\r\n", ("'a' are there twice",)),
     ],
@@ -587,6 +597,7 @@ def test_a_full_disk(tmp_path: Path, form: str, room: int, monkeypatch: pytest.M
         n = len(store.done)
         assert n < 60
         assert same(store.rows(), expected(n))  # also without opening it again
+        assert lines_of(tmp_path) == len(expected(n)) * (form == "csv")
         if form == "parquet":
             assert len(files(tmp_path)) == len(before) + n
         copy = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}-copy")
@@ -626,6 +637,7 @@ def test_a_disk_with_errors(tmp_path: Path, form: str, call: str, monkeypatch: p
             assert len(store.done) == 2
             fill(store, 4)
             assert same(store.rows(), expected(4))
+            assert lines_of(folder) == len(expected(4)) * (form == "csv")
         with opened(folder, form) as store:
             assert same(store.rows(), expected(4))
 
