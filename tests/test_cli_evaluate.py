@@ -64,7 +64,7 @@ def test_one_command(run: Run, folder: Path, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "3   with a label 3, with boxes 3" in text
     assert "Table 1. Average Drop and Average Increase, 3 pictures" in text
-    assert "Better than the controls? over-all" in text
+    assert "Layers at which a method is better than a control, by over-all" in text
     files = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     assert files >= {"run.json", "rows", "table.md", "summary.csv", "failures.csv", "manifest.json"}
     assert files >= {"curves.png", "curves.svg", "layers.png", "layers.svg"}

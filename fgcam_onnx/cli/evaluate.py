@@ -356,6 +356,7 @@ def _write(
 ) -> Report:
     """Tables, the list of failures and the plots, each file whole or not at all, and the manifest last."""
     from fgcam_onnx.evaluation import published, table
+    from fgcam_onnx.evaluation.names import layer_labels
     from fgcam_onnx.evaluation.summary import Results
     from fgcam_onnx.explanation import Folder
 
@@ -369,14 +370,14 @@ def _write(
         "failures.csv": _listed(failures).encode(),
     }
     if plots:
-        files |= _drawn(results)
+        files |= _drawn(results, layer_labels(results.layers, places))
     with Folder(folder, keep=True) as out:
         out.write(files)
         out.finish({**run.spec(), "pictures": len({row["image"] for row in rows}), "failures": len(failures)})
     return report
 
 
-def _drawn(results: Results) -> dict[str, bytes]:
+def _drawn(results: Results, labels: Mapping[str, str]) -> dict[str, bytes]:
     """The plots as files: curves of deletion and insertion, and each metric against the layers."""
     from tempfile import TemporaryDirectory
 
@@ -384,7 +385,7 @@ def _drawn(results: Results) -> dict[str, bytes]:
 
     files = {}
     with TemporaryDirectory() as beside:
-        for name, figure in (("curves", curves(results)), ("layers", against_layers(results))):
+        for name, figure in (("curves", curves(results, labels)), ("layers", against_layers(results, labels=labels))):
             for path in save(figure, Path(beside, name)) if figure is not None else ():
                 files[path.name] = path.read_bytes()
     return files
@@ -417,7 +418,7 @@ def _print(report: Report, folder: Path, failures: Sequence[Failure], total: int
     import shutil
 
     typer.echo("")
-    typer.echo(report.text(max(80, shutil.get_terminal_size((100, 24)).columns)))
+    typer.echo(report.text(max(80, shutil.get_terminal_size((100, 24)).columns), brief=True))
     if failures:
         typer.echo(say.style(f"{_of(len(failures), total)} pictures could not be measured:", fg="red"))
         for failure in failures[:SHOWN]:
@@ -425,7 +426,7 @@ def _print(report: Report, folder: Path, failures: Sequence[Failure], total: int
         if len(failures) > SHOWN:
             typer.echo(f"  and {len(failures) - SHOWN} more, all in {folder / 'failures.csv'}")
         typer.echo("the same command tries them again")
-    typer.echo(f"wrote table.md, summary.csv, rows and plots to {folder}")
+    typer.echo(f"wrote to {folder}: table.md with every comparison, summary.csv, rows, plots, manifest.json")
 
 
 def _of(count: int, total: int) -> str:
