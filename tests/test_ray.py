@@ -337,6 +337,9 @@ def test_a_gpu_for_each_worker_where_there_are() -> None:
     found = cluster._fitted(machine, False, None, None, False)
     assert (found.workers, found.threads, found.gpus) == (8, 4, 0)
     assert cluster._fitted(machine, False, 3, 1, True).workers == 3
+    assert cluster._fitted(machine, False, None, 1, True).workers == 4
+    without: Any = SimpleNamespace(cluster_resources=lambda: {"CPU": 32.0}, nodes=lambda: nodes)
+    assert cluster._fitted(without, False, None, 1, True).gpus == 0
 
 
 @pytest.mark.parametrize(
@@ -414,6 +417,7 @@ def test_errors_come_back_as_they_were() -> None:
     sent = ModelError("no model", at="node a", known="nothing", next="look")
     back = worked(Cannot(sent), [("a", 1)]).error()
     assert (type(back), str(back)) == (ModelError, str(sent))
+    assert (back.what, back.at, back.known, back.next) == ("no model", "node a", "nothing", "look")
     first, second = worked(Divides(), [("a", 2), ("b", 0)])
     assert (first.key, first.value, first.error, first.deaths) == ("a", 0.5, None, 0)
     error = cluster._opened(second).error
