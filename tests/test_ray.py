@@ -467,6 +467,7 @@ def test_a_part_of_several_pictures_is_whole_or_not_there(tmp_path: Path) -> Non
     columns = {"image": "string", "relevance": "bytes"}
     with open_store(tmp_path, {"a": 1}, columns=columns, parts="maps") as store:
         store.append_all({"a": [{"relevance": b"\0\1"}] * 2, "b/c": [{"relevance": None}]})
+        assert store.done == {"a", "b/c"}
         store.append("d", [{"relevance": np.float32([1.5])}])
         with pytest.raises(InputError, match="the rows of 'd' are in"):
             store.append_all({"e": [{}], "d": [{}]})
