@@ -1,7 +1,7 @@
 """Why the figures of an evaluation are what they are: three reasons, each tested on the same pictures.
 
     fgcam evaluate MODEL PICTURES --methods paper -o results
-    python benchmarks/faithfulness.py results --model MODEL
+    python benchmarks/faithfulness.py results --model MODEL --pictures PICTURES
 
 1. **One pattern.** Long chains of z+ forget where they started. Pearson between the map of a class, of the second class
    and of no class (class-blind), at L and at every layer that they are walked down to.
