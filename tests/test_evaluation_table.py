@@ -117,7 +117,7 @@ Random       0.20000  [0.200, 0.200]
 
   higher is better: localisation
   fewer than 6 pictures separate nothing, whatever the intervals say
-  localisation is undefined, for want of a box, for 3 of 8 pictures
+  localisation is undefined, for want of a box that counts, for 3 of 8 pictures
   1 map without anything positive, counted as 0: Random at pool4
   * best mean of its column; + not separated from it, picture by picture
   [low, high]: 95 % interval of the mean, by bootstrap over the pictures

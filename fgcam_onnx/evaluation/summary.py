@@ -105,9 +105,16 @@ FIGURES: Mapping[str, Figure] = {
         Figure("insertion", "insertion", "higher", 5, "area under the score as the map's pixels come, best first"),
         Figure("deletion", "deletion", "lower", 5, "area under the score as the map's pixels go, best first"),
         Figure("overall", "over-all", "higher", 5, "insertion less deletion"),
-        Figure("proportion", "localisation", "higher", 5, "share of the positive map inside the box", "a box"),
         Figure(
-            "pointing_game", "pointing game", "higher", 3, "pictures whose largest value lies inside the box", "a box"
+            "proportion", "localisation", "higher", 5, "share of the positive map inside the box", "a box that counts"
+        ),
+        Figure(
+            "pointing_game",
+            "pointing game",
+            "higher",
+            3,
+            "pictures whose largest value lies inside the box",
+            "a box that counts",
         ),
         Figure(
             "rank_accuracy",
@@ -115,7 +122,7 @@ FIGURES: Mapping[str, Figure] = {
             "higher",
             4,
             "share of the top K pixels inside, K = size of the box",
-            "a box",
+            "a box that counts",
         ),
         Figure("road", "ROAD", "higher", 4, "score lost as the map's pixels are imputed, bottom first less top first"),
         Figure(
