@@ -6,6 +6,7 @@ A run of Ray costs seconds of processes that start, so that each run here asks s
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib.util
 import json
@@ -57,7 +58,8 @@ def ray() -> Iterator[Any]:
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # the workers unpickle what stands in this file
+        here = (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, here)))  # workers unpickle what stands in this file
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_worker_niceness", "0")  # as this process, and not behind all others of the machine
         patch.setenv("FGCAM_THREADS", "1")
@@ -382,6 +384,32 @@ def test_without_ray(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         on_ray.evaluate(run, [sample(PICTURES[0])], store)
     with open_store(tmp_path, run.spec(), columns=run.columns) as store:
         assert on_ray.evaluate(run, [], store) == []  # nothing is left, and nobody is asked
+
+
+def test_what_comes_back_is_stored_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the order in which outcomes come, failures have that of the pictures; another error ends the run, and
+    what came before stays."""
+    rows = [{"method": "lrp", "layer": "input"}]
+    came = [
+        cluster.Outcome("d", deaths=3),
+        cluster.Outcome("c", rows),
+        cluster.Outcome("c", rows),  # as after a worker that died once it had answered
+        cluster.Outcome("b", error=ImageError("no picture")),
+        cluster.Outcome("a", error=ModelError("no model")),
+    ]
+    machine = SimpleNamespace(threads=1, model=lambda path, sha256: None, work=lambda job, units: iter([came]))
+    monkeypatch.setattr(cluster, "join", lambda **how: contextlib.nullcontext(machine))
+    samples = [sample(Path(name)) for name in "abcd"]
+    with open_store(tmp_path, run.spec(), columns=run.columns) as store:
+        with pytest.raises(ModelError, match="no model"):
+            on_ray.evaluate(run, samples, store)
+        assert store.done == {"c"}
+        del came[-1]
+        assert on_ray.evaluate(run, samples, store) == [
+            local.Failure("b", "ImageError", "no picture"),
+            local.Failure("d", "BackendError", "3 workers died, one after the other, at it"),
+        ]
+        assert len(store.rows()) == 1
 
 
 @dataclass(frozen=True)
