@@ -491,6 +491,29 @@ def test_a_chunk_with_a_picture_that_is_none(explainer: Explainer) -> None:
     assert rows[samples[2].id][0]["leaked"] == pytest.approx(alone.leaked, rel=1e-5)
 
 
+def test_maps_that_are_there_are_not_made_again(
+    explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk that is done in part is made again as a whole, and only what is new of it is stored."""
+    job = bulk.Bulk(MODEL, {}, recipe_of(explainer), {"method": "grad-cam"}, None, 2, bulk.facts_of(explainer))
+    asked: list[list[str]] = []
+
+    def work(its: bulk.Explaining, units: list[tuple[str, bulk.Chunk]], together: int) -> Iterator[Any]:
+        asked.append([each.id for _, chunk in units for each in chunk.samples])
+        yield [cluster.Outcome(key, bulk.Maps(explainer, its.bulk)(chunk)) for key, chunk in units]
+
+    machine = SimpleNamespace(threads=1, workers=1, model=lambda path, sha256: None, work=work)
+    monkeypatch.setattr(cluster, "join", lambda **how: contextlib.nullcontext(machine))
+    samples = [sample(path) for path in PICTURES[:5]]
+    ids = [each.id for each in samples]
+    with open_store(tmp_path, job.spec(), columns=bulk.COLUMNS, parts="maps") as store:
+        for count in (3, 5, 5):
+            assert bulk.explain_samples(job, samples[:count], store) == []
+            assert store.done == set(ids[:count])
+        assert asked == [ids[:3], ids[2:]]
+        assert [row["image"] for row in store.rows(["image"])] == ids
+
+
 def test_a_part_of_several_pictures_is_whole_or_not_there(tmp_path: Path) -> None:
     columns = {"image": "string", "relevance": "bytes"}
     with open_store(tmp_path, {"a": 1}, columns=columns, parts="maps") as store:
