@@ -444,3 +444,20 @@ def test_every_measure_fills_its_columns() -> None:
     of_methods |= {"completeness_gap", "completeness_relative"}
     assert {figure for figure in columns if control[figure] is None} == of_methods
     assert not any(row["note"] for row in found.values())
+
+
+def test_nothing_is_compiled_for_the_second_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walks of the paper's methods at all their layers fit among the compiled programs that are kept."""
+    e = Explainer(models.path("demo_honest.onnx"), threads=1)
+    run = plan(e, recipe(), methods="paper", layers="L,paper", settings=Settings(metrics=("sparseness",)))
+    made: list[str] = []
+    backend: Any = e._backend
+    compile_ = backend._compile
+    monkeypatch.setattr(
+        backend, "_compile", lambda program, inputs: made.append(program.key) or compile_(program, inputs)
+    )
+    worker = run.evaluator(e)
+    worker(Sample("a", PICTURE, None))
+    first = len(made)
+    worker(Sample("b", models.path("pictures/house-rocket.png"), None))
+    assert 0 < first == len(made)

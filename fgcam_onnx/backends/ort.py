@@ -45,8 +45,8 @@ FOURTH = 4
 PHASES, FEW = 16, 64
 # onnxruntime adds a row cell by cell, so the rounding of more cells than this adds up: lines are summed first.
 LONG = 4096
-# Compiled programs kept: the descents of a few methods at a few shapes.
-KEPT = 32
+# Compiled programs kept: the descents of an evaluation, which has a dozen methods and layers in turn for each picture.
+KEPT = 16
 
 
 class OrtBackend(Backend):
