@@ -250,5 +250,6 @@ def test_scores_are_paid_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cost() > 0
     layer = e.layers()[1].name
     assert cost(layer=layer) == cost(denoise=True) == cost(method="score-cam") == cost() == 0
-    for other in ({"target": [2, 1]}, {"x": x[::-1].copy()}, {"weights": "softmax"}, {"start": layer}, {"batch_size": 3}):
+    others: list[dict[str, Any]] = [{"target": [2, 1]}, {"x": x[::-1].copy()}, {"weights": "softmax"}, {"start": layer}]
+    for other in (*others, {"batch_size": 3}):
         assert cost(**other) > 0, other

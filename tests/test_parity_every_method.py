@@ -105,7 +105,7 @@ def test_several_classes_are_one_at_a_time(net: str, method: str) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("net", NETS)
 def test_another_class_is_another_map(net: str, method: str) -> None:
-    """A check of the checks above, which a map that ignored the target would pass. Eigen-CAM and the control explain none."""
+    """A check of the checks above, which a map that ignored the target would pass. Some explain no class."""
     e, x = explainer(net), tiny_models.pictures(model(net), 1, seed=8)
     a, b = (explain(e, x, method, target=[t]).relevance for t in (0, 4))
     assert (apart(a, b) > 1e-3) is (method not in ("eigen-cam", "class-blind", "fg-class-blind"))
