@@ -22,6 +22,7 @@ from fgcam_onnx import cluster
 from fgcam_onnx.errors import OptionError
 from fgcam_onnx.evaluation.dataset import Sample
 from fgcam_onnx.evaluation.local import PICTURE_ERRORS, Failure, Progress
+from fgcam_onnx.evaluation.run import facts_of
 from fgcam_onnx.evaluation.store import Row, Store
 from fgcam_onnx.recipe import Preprocessing
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from fgcam_onnx import Explainer, Explanation
     from fgcam_onnx.feeds import Feeds
 
-__all__ = ["COLUMNS", "PARTS", "Bulk", "explain_dataset", "explain_samples", "facts_of"]
+__all__ = ["COLUMNS", "PARTS", "Bulk", "explain_dataset", "explain_samples"]
 
 # The folder of the parts, and the most pictures that one holds.
 PARTS, PART = "maps", 32
@@ -75,22 +76,6 @@ class Bulk:
     @property
     def gpus(self) -> bool:
         return self.facts["backend"] == "cupy" or "CUDAExecutionProvider" in self.facts["providers"]
-
-
-def facts_of(explainer: Explainer) -> dict[str, Any]:
-    """Of a map's record: model, output, versions and backend."""
-    import fgcam_onnx
-    from fgcam_onnx.runtime import onnxruntime
-
-    return {
-        "model": explainer.sha256,
-        "output": explainer.output_name,
-        "backend": explainer.backend,
-        "precision": explainer.precision,
-        "providers": explainer.providers,
-        "fgcam_onnx": fgcam_onnx.__version__,
-        "onnxruntime": onnxruntime().__version__,
-    }
 
 
 # ---------------------------------------------------------------------------------------------------- in the worker

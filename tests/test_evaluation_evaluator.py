@@ -217,6 +217,20 @@ def test_boxes_go_through_the_crop() -> None:
     assert recipe(resize="center_crop").boxes([(0, 0, 100, 50)], 300, 400) == []
 
 
+def test_a_box_is_measured_where_the_crop_put_it(tmp_path: Path) -> None:
+    """The centre of a picture of twice the size: its box moves by 64 pixels, and the figure is of the moved one."""
+    imaging.read(PICTURE).resize((256, 256)).save(tmp_path / "large.png")
+    made = recipe(resize="center_crop")
+    sample = Sample("large", tmp_path / "large.png", None, (Box(100, 90, 180, 170),))
+    settings = Settings(metrics=("localisation",))
+    row = by_cell(rows_of(sample, recipe=made, methods="lrp", controls=False, settings=settings))["lrp", "input"]
+    x = made.apply(imaging.read(sample.path))[0][None]
+    mask = np.zeros((1, 128, 128), bool)
+    mask[0, 26:106, 36:116] = True
+    expected = localisation(explainer().explain(x, method="lrp").relevance, mask)
+    assert row["proportion"] == pytest.approx(float(expected["proportion"][0]), rel=1e-6)
+
+
 # --- controls -----------------------------------------------------------------------------------------------
 
 

@@ -32,7 +32,7 @@ from fgcam_onnx.errors import BackendError, ImageError, InputError, MissingPacka
 from fgcam_onnx.evaluation import dataset, local, remote
 from fgcam_onnx.evaluation import ray as on_ray
 from fgcam_onnx.evaluation.dataset import Sample
-from fgcam_onnx.evaluation.run import Run, plan
+from fgcam_onnx.evaluation.run import Run, facts_of, plan
 from fgcam_onnx.evaluation.settings import Settings
 from fgcam_onnx.evaluation.store import open_store
 from fgcam_onnx.preprocessing import choose
@@ -479,7 +479,7 @@ def test_a_node_without_the_model(explainer: Explainer, tmp_path: Path) -> None:
 
 def test_a_chunk_with_a_picture_that_is_none(explainer: Explainer) -> None:
     """The others of the batch have the maps that they have without it; targets stay with their pictures."""
-    job = bulk.Bulk(MODEL, {}, recipe_of(explainer), {"method": "fg-grad-cam"}, None, 3, bulk.facts_of(explainer))
+    job = bulk.Bulk(MODEL, {}, recipe_of(explainer), {"method": "fg-grad-cam"}, None, 3, facts_of(explainer))
     samples = (sample(PICTURES[0]), sample(Path("x.png"), lambda: b"no"), sample(PICTURES[1]))
     rows = bulk.Maps(explainer, job)(bulk.Chunk(samples, (1, 2, 3)))
     assert {id: its[0]["target"] for id, its in rows.items()} == {samples[0].id: 1, "x.png": None, samples[2].id: 3}
@@ -495,7 +495,7 @@ def test_maps_that_are_there_are_not_made_again(
     explainer: Explainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk that is done in part is made again as a whole, and only what is new of it is stored."""
-    job = bulk.Bulk(MODEL, {}, recipe_of(explainer), {"method": "grad-cam"}, None, 2, bulk.facts_of(explainer))
+    job = bulk.Bulk(MODEL, {}, recipe_of(explainer), {"method": "grad-cam"}, None, 2, facts_of(explainer))
     asked: list[list[str]] = []
 
     def work(its: bulk.Explaining, units: list[tuple[str, bulk.Chunk]], together: int) -> Iterator[Any]:

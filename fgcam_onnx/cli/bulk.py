@@ -64,6 +64,7 @@ def explain(
     """Explain, store part by part, and write the manifest last; returns it with the folder."""
     from fgcam_onnx import bulk
     from fgcam_onnx.cli.evaluate import _progress
+    from fgcam_onnx.evaluation.run import facts_of
     from fgcam_onnx.evaluation.store import open_store
     from fgcam_onnx.methods import method
 
@@ -74,7 +75,7 @@ def explain(
     if explainer.path is None:
         raise ValueError("a cluster needs a model file")
     words = None if labels is None else tuple(labels)
-    job = bulk.Bulk(explainer.path.resolve(), engine, recipe, call, words, batch, bulk.facts_of(explainer))
+    job = bulk.Bulk(explainer.path.resolve(), engine, recipe, call, words, batch, facts_of(explainer))
     one = list(targets or ())[:1] if targets is None or len({repr(each) for each in targets}) == 1 else list(targets)
     spec = job.spec(target=one, inputs=others.record(), pictures=len(data.samples), free=["pictures"])
     ids = {sample.id for sample in data.samples}

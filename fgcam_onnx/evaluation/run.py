@@ -15,7 +15,7 @@ from fgcam_onnx.evaluation.settings import Settings
 from fgcam_onnx.metrics.scorer import Scorer
 from fgcam_onnx.recipe import Preprocessing
 
-__all__ = ["Run", "plan"]
+__all__ = ["Run", "facts_of", "plan"]
 
 FORMAT = 1
 # What stops a cell and not the others: this method cannot serve this layer, or this model.
@@ -87,9 +87,6 @@ def plan(
     """
     import numpy as np
 
-    import fgcam_onnx
-    from fgcam_onnx.runtime import onnxruntime
-
     if explainer.path is None:
         raise ValueError("an evaluation needs a model file, from which other processes can load it")
     contenders = contenders_of(methods, controls=controls)
@@ -98,15 +95,6 @@ def plan(
     scorer = Scorer(explainer, batch_size=batch_size)
     shape = recipe.size
     picture = np.zeros((recipe.channels, *shape), explainer.input_dtype)
-    facts = {
-        "model": explainer.sha256,
-        "output": explainer.output_name,
-        "backend": explainer.backend,
-        "precision": explainer.precision,
-        "providers": explainer.providers,
-        "fgcam_onnx": fgcam_onnx.__version__,
-        "onnxruntime": onnxruntime().__version__,
-    }
     return Run(
         explainer.path.resolve(),
         dict(engine or {}),
@@ -115,9 +103,25 @@ def plan(
         settings or Settings(),
         None if labels is None else tuple(labels),
         scorer.fits(picture),
-        facts,
+        facts_of(explainer),
         (*left_out, *refused),
     )
+
+
+def facts_of(explainer: Explainer) -> dict[str, Any]:
+    """What rows and maps depend on beside their settings: model, output, versions and backend; plain JSON."""
+    import fgcam_onnx
+    from fgcam_onnx.runtime import onnxruntime
+
+    return {
+        "model": explainer.sha256,
+        "output": explainer.output_name,
+        "backend": explainer.backend,
+        "precision": explainer.precision,
+        "providers": explainer.providers,
+        "fgcam_onnx": fgcam_onnx.__version__,
+        "onnxruntime": onnxruntime().__version__,
+    }
 
 
 def _served(explainer: Explainer, cells: Sequence[Cell]) -> tuple[list[Cell], list[str]]:
